@@ -1,0 +1,39 @@
+# make reproduce [PROFILE=sample] [DATA=<folder>] [RUN=<name>] [TORCH=cpu|cuda] [TORCH_INDEX=<URL>]
+PYTHON ?= python3
+PROFILE ?= sample
+DATA ?=
+RUN ?=
+SET ?=
+TORCH ?= auto
+TORCH_INDEX ?=
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGS = --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(foreach s,$(SET),--set "$(s)")
+
+.PHONY: help env reproduce check test test-all lab publish verify export stale lock clean
+help:            ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+env:             ## create .venv with the pinned versions (all other targets do it themselves)
+	@$(PYTHON) setup_env.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --venv "$(VENV)"
+reproduce: env   ## run the series on a profile; only what changed is executed
+	@$(BIN)/deescal reproduce $(ARGS)
+check: env       ## what a run lacks and what it will do, before it does it
+	@$(BIN)/deescal check $(ARGS)
+test: env        ## every fast test
+	@$(BIN)/python -m pytest -m "not slow"
+test-all: env    ## the long ones too
+	@$(BIN)/python -m pytest
+lab: env         ## open JupyterLab on the index
+	@$(BIN)/python -m jupyterlab nbs/index.ipynb
+publish: env     ## copy a finished sample run to figures/published/
+	@$(BIN)/deescal publish $(ARGS)
+verify: env      ## compare a run with its recorded hashes and with the published tables
+	@$(BIN)/deescal verify $(ARGS)
+export: env      ## notebooks -> library, tests, README
+	@$(BIN)/python -c "from deescal.house import export; export()"
+stale: env       ## fail where library, tests, README or notebooks are out of step
+	@$(BIN)/python -c "from deescal.house import stale_files; import sys; sys.exit(stale_files())"
+lock: env        ## write requirements.lock from what is installed
+	@$(BIN)/python -c "from deescal.house import write_lock; write_lock()"
+clean:           ## remove runs and figures (not figures/published)
+	rm -rf data/runs .snakemake $(addprefix figures/,$(filter-out published,$(notdir $(wildcard figures/*))))
