@@ -85,7 +85,7 @@ def main():
     cfg.read(ROOT / "settings.ini", encoding="utf-8")
     install_torch(python, cfg["DEFAULT"]["torch"], args.torch, args.torch_index)
     pip(python, "-r", ROOT / "requirements.lock")
-    pip(python, "--no-deps", "--no-build-isolation", "--editable", ROOT)
+    pip(python, "--quiet", "--no-deps", "--no-build-isolation", "--editable", ROOT)
     stamp.write_text(want)
 
 

@@ -633,20 +633,17 @@ PAGE = """<!DOCTYPE html>
 # %% ../nbs/00_core.ipynb #execute
 def execute(job):
     "Run the job's notebook with papermill; the executed notebook is kept, also when it failed. Returns the notebook."
-    import nbformat, papermill
-    from papermill.exceptions import PapermillExecutionError
+    import nbformat
+    from traitlets.config import Config
     params = yaml.safe_load(job.params_file.read_text())
     failed = job.executed.with_suffix(".failed.ipynb")
     job.executed.parent.mkdir(parents=True, exist_ok=True); failed.unlink(missing_ok=True)
     env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(job.run.root), os.environ.get("PYTHONPATH")])), "DEESCAL_ROOT": str(job.run.root),
            "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-    os.environ.update(env)
-    try:
-        nb = papermill.execute_notebook(prepare_notebook(job.notebook, params.get("lesson", True)), str(failed), parameters=params,
-                                        kernel_name="python3", cwd=str(job.notebook.parent), progress_bar=False, log_output=False)
-    except PapermillExecutionError as e:
-        raise DeescalError(f"{job.name} stopped: {e.ename.split('.')[-1]}: {e.evalue}", where=failed.relative_to(job.run.root),
-                           remedy="open that notebook: it is executed up to the cell that failed") from e
+    with tempfile.TemporaryDirectory(prefix="dk") as sockets:  # the kernel talks through sockets here, not over a network port
+        os.environ.update(env)
+        own = {"transport": "ipc", "ip": f"{sockets}/k-ipc", "connection_file": f"{sockets}/k.json"}
+        nb = _papermill(job, params, failed, Config({"KernelManager": own}))
     failed.unlink()
     nb.metadata.pop("papermill", None)
     for c in nb.cells:
@@ -654,6 +651,17 @@ def execute(job):
     with atomic(job.executed) as tmp: nbformat.write(nb, tmp)
     write_text(job.executed.with_suffix(".html"), to_html(nb, job.name))
     return nb
+
+def _papermill(job, params, output, config):
+    "papermill's execution of the job's notebook into `output`; a failing cell becomes a `DeescalError` that says where to look."
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    try:
+        return papermill.execute_notebook(prepare_notebook(job.notebook, params.get("lesson", True)), str(output), parameters=params,
+                                          kernel_name="python3", cwd=str(job.notebook.parent), progress_bar=False, log_output=False, config=config)
+    except PapermillExecutionError as e:
+        raise DeescalError(f"{job.name} stopped: {e.ename.split('.')[-1]}: " + e.evalue.replace("\n", "\n    "), where=output.relative_to(job.run.root),
+                           remedy="open that notebook: it is executed up to the cell that failed") from e
 
 # %% ../nbs/00_core.ipynb #run_job
 def _peak_mb():

@@ -43,7 +43,7 @@ def run_tests(
     import hypothesis, ipytest
     hypothesis.settings.register_profile("notebook", deadline=None, database=None)
     hypothesis.settings.load_profile("notebook")
-    ipytest.config(rewrite_asserts=False, magics=False, addopts=("-q", "-p", "no:cacheprovider", "--no-header", "--tb=short"))
+    ipytest.config(rewrite_asserts=False, magics=False, coverage=False, addopts=("-p", "no:cacheprovider", "--no-header", "--tb=short"))
     if (code := ipytest.run(display_columns=120)) != 0:
         raise DeescalError(f"tests of {notebook} failed (pytest's exit status {int(code)})", where=notebook, remedy="their output stands above this message")
 
