@@ -1,4 +1,4 @@
-# make reproduce [PROFILE=sample] [DATA=<folder>] [RUN=<name>] [TORCH=cpu|cuda] [TORCH_INDEX=<URL>]
+# make reproduce [PROFILE=sample] [DATA=<folder>] [RUN=<name>] [SET="stage.name=value;..."] [TORCH=cpu|cuda] [TORCH_INDEX=<URL>]
 PYTHON ?= python3
 PROFILE ?= sample
 DATA ?=
@@ -8,7 +8,7 @@ TORCH ?= auto
 TORCH_INDEX ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
-ARGS = --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(foreach s,$(SET),--set "$(s)")
+ARGS = --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(if $(SET),--set "$(SET)")
 
 .PHONY: help env reproduce check test test-all lab publish verify export stale lock clean
 help:            ## this list

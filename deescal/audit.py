@@ -49,6 +49,7 @@ def near_duplicates(
     min_jaccard=0.3,     # shared / either
     min_containment=0.5, # shared / the smaller
     words=5,             # words in a shingle
+    min_shared=20,       # shared shingles below which a share means nothing
     progress=False,
 ):
     "Near-duplicate pairs (table `duplicates`): those at or above either threshold, with exact shared, Jaccard and containment."
@@ -60,7 +61,7 @@ def near_duplicates(
         shared = len(np.intersect1d(sets[a], sets[b], assume_unique=True))
         rows.append((a, b, shared, shared / (len(sets[a]) + len(sets[b]) - shared), shared / min(len(sets[a]), len(sets[b]))))
     found = pl.DataFrame(rows, orient="row", schema={"scenario_a": pl.String, "scenario_b": pl.String, "shared": pl.Int64, "jaccard": pl.Float64, "containment": pl.Float64})
-    return found.filter((pl.col("jaccard") >= min_jaccard) | (pl.col("containment") >= min_containment)).sort("scenario_a", "scenario_b")
+    return found.filter(pl.col("shared") >= min_shared).filter((pl.col("jaccard") >= min_jaccard) | (pl.col("containment") >= min_containment)).sort("scenario_a", "scenario_b")
 
 # %% ../nbs/07_audit.ipynb #groups
 def duplicate_groups(scenario_ids, pairs):

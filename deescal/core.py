@@ -619,7 +619,7 @@ pre,code{font:13px/1.45 ui-monospace,monospace}pre{overflow-x:auto;padding:.6rem
 th,td{padding:.25rem .6rem;border-bottom:1px solid #e2e2e2;text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .wide,.output_html,.rendered_html,.jp-RenderedHTMLCommon{overflow-x:auto;max-width:100%}img,svg{max-width:100%;height:auto}
 .notice{background:#fff4d6;border-left:4px solid #c98a00;padding:.6rem .9rem;margin:1rem 0}.muted{color:#5a5a5a}.anchor-link{display:none}
-.output_stderr pre{background:#fdf0ee}nav a{margin-right:1rem;white-space:nowrap}a{color:#0b4f9c}figure{margin:1.2rem 0}figcaption{font-size:14px;color:#444}
+.output_stderr pre{background:#fdf0ee}nav a{margin-right:1rem;white-space:nowrap}a{color:#0b4f9c}figure{margin:1.2rem 0}.caption{font-weight:600;font-size:14px;margin:1.4rem 0 .2rem}.caption em{font-weight:400;color:#8a5a00}.wide{margin:0 0 1.2rem}figcaption{font-size:14px;color:#444}
 @media(max-width:40rem){body{padding:.7rem;font-size:15px}h1{font-size:1.45rem}th,td{padding:.2rem .4rem;font-size:13px}}
 """
 PAGE = """<!DOCTYPE html>
@@ -658,7 +658,7 @@ def _papermill(job, params, output, config):
     from papermill.exceptions import PapermillExecutionError
     try:
         return papermill.execute_notebook(prepare_notebook(job.notebook, params.get("lesson", True)), str(output), parameters=params,
-                                          kernel_name="python3", cwd=str(job.notebook.parent), progress_bar=False, log_output=False, config=config)
+                                          kernel_name="python3", cwd=str(job.notebook.parent), progress_bar=False, log_output=False, config=config, extra_arguments=["--log-level=50"])
     except PapermillExecutionError as e:
         raise DeescalError(f"{job.name} stopped: {e.ename.split('.')[-1]}: " + e.evalue.replace("\n", "\n    "), where=output.relative_to(job.run.root),
                            remedy="open that notebook: it is executed up to the cell that failed") from e
@@ -726,7 +726,7 @@ def write_manifest(run):
 def _overrides(args):
     "Overrides from the command line; a value is read as YAML, so that `true` and `3` keep their types."
     out = {}
-    for item in args.set or []:
+    for item in filter(None, (i.strip() for s in args.set or [] for i in s.split(";"))):
         name, eq, value = item.partition("=")
         if not eq or "." not in name: raise ProfileError(f"not an override: {item!r}", remedy="write it as section.name=value, e.g. corpus.data=<folder>")
         out[name] = yaml.safe_load(value)
@@ -841,7 +841,7 @@ def main(argv=None):
         p.add_argument("--profile", default="sample", help="name or path of a profile")
         p.add_argument("--data", default="", help="folder of released transcripts: corpus.data")
         p.add_argument("--run", default="", help="name of the run: run.name")
-        p.add_argument("--set", action="append", metavar="SECTION.NAME=VALUE", help="override a parameter")
+        p.add_argument("--set", action="append", metavar="SECTION.NAME=VALUE", help="override parameters (several: separated by ';')")
         if name == "reproduce": p.add_argument("snakemake", nargs="*", help="behind --: arguments for Snakemake, e.g. -- --executor slurm")
     args = parser.parse_args(argv)
     try: commands[args.command](args)

@@ -80,12 +80,13 @@ def cell_text(value, digits=3):
 
 def _align(df): return ["right" if df.schema[c].is_numeric() else "left" for c in df.columns]
 
-def table_html(df):
-    "`df` as an HTML table with every cell escaped."
+def table_html(df, title="", notice=""):
+    "`df` as an HTML table with title and notice as its caption, every cell escaped."
     def td(tag, c, text): return f'<{tag} class="n">{escape(text)}</{tag}>' if df.schema[c].is_numeric() else f"<{tag}>{escape(text)}</{tag}>"
     head = "".join(td("th", c, c.replace("_", " ")) for c in df.columns)
     body = "".join("<tr>" + "".join(td("td", c, cell_text(v)) for c, v in zip(df.columns, row)) + "</tr>\n" for row in df.rows())
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    caption = f'<p class="caption">{escape(title)}{f" <em>{escape(notice)}</em>" if notice else ""}</p>' if title or notice else ""
+    return f'{caption}<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
 def save_table(run, name, df, title, notice=""):
     "Write `df` as CSV, Markdown and LaTeX below the run's figures/tables, with title and notice. Returns the frame."
@@ -107,7 +108,9 @@ def save_figure(run, name, fig, notice=""):
     "Write `fig` as PNG and SVG below the run's figures, with the notice at its foot. Returns the SVG as text."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     FigureCanvasAgg(fig)
-    if notice: fig.text(0.99, 0.005, notice, ha="right", va="bottom", fontsize=8, color=COLOURS["grey"], style="italic")
+    if notice:
+        fig.get_layout_engine().set(rect=(0, 0.22 / fig.get_figheight(), 1, 1 - 0.22 / fig.get_figheight()))
+        fig.text(0.99, 0.01, notice, ha="right", va="bottom", fontsize=8, color=COLOURS["grey"], style="italic")
     for kind, meta in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         with atomic(run.figures/f"{name}.{kind}") as tmp: fig.savefig(tmp, format=kind, metadata=meta)
     return (run.figures/f"{name}.svg").read_text()
@@ -116,14 +119,14 @@ def save_figure(run, name, fig, notice=""):
 def lengths_figure(turns, scenarios):
     "Histograms of words a turn, turns a scenario and tokens a scenario, on logarithmic axes. Returns (figure, alt text)."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(9.5, 3.4), layout="constrained")
+    fig = Figure(figsize=(9.5, 3.6), layout="constrained")
     data = [("words a turn", turns["words"], "blue", None), ("turns a scenario", scenarios["turns"], "green", None), ("tokens a scenario (wordpunct)", scenarios["tokens"], "orange", 2048)]
     for ax, (what, values, colour, mark) in zip(fig.subplots(1, 3), data):
         v = values.filter(values > 0).to_numpy()
         ax.hist(v, bins=np.geomspace(1, max(v.max(), 10) * 1.05, 36), color=COLOURS[colour], edgecolor="white", linewidth=0.4)
         ax.set(xscale="log", xlabel=what, ylabel="turns" if what.startswith("words") else "scenarios")
         ax.axvline(np.median(v), color="black", linewidth=1)
-        ax.annotate(f" median {np.median(v):,.0f}", (np.median(v), 0.97), xycoords=("data", "axes fraction"), va="top", ha="left", fontsize=9)
+        ax.annotate(f"median {np.median(v):,.0f}", (np.median(v), 1.0), xycoords=("data", "axes fraction"), va="bottom", ha="center", fontsize=9)
         if mark: ax.axvline(mark, color="black", linewidth=1, linestyle="--"); ax.annotate(f" {mark:,}", (mark, 0.86), xycoords=("data", "axes fraction"), va="top", ha="left", fontsize=9)
     cut, n = (scenarios["tokens"] > 2048).sum(), len(scenarios)
     finding = f"{cut:,} of {n:,} scenarios are longer than the published cut at 2,048 tokens; the longest turn has {turns['words'].max():,} words"
@@ -135,22 +138,22 @@ def scores_figure(table):
     "ROUGE-L of the paper's systems and of ours, one line a system. Returns (figure, alt text)."
     from matplotlib.figure import Figure
     t = table.filter(metric="rouge_l").with_columns(pl.coalesce("ours", "paper").alias("shown")).sort("shown")
-    fig = Figure(figsize=(9.5, 0.32 * len(t) + 1.3), layout="constrained"); ax = fig.subplots()
+    fig = Figure(figsize=(9.5, 0.3 * len(t) + 1.3), layout="constrained"); ax = fig.subplots()
     for i, r in enumerate(t.rows(named=True)):
         ours = r["ours"] is not None
         ax.plot(r["shown"], i, "D" if ours else "o", color=COLOURS["orange" if ours else "blue"], markersize=7, markeredgecolor="black" if ours else COLOURS["blue"])
         ax.annotate(f"{r['shown']:.1f}", (r["shown"], i), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
-    short = [r["name"] if len(r["name"]) < 46 else r["model"] for r in t.rows(named=True)]
+    short = [r["model"] if r["variant"] == "baseline" else r["name"] for r in t.rows(named=True)]
     ax.set(yticks=range(len(t)), yticklabels=[f"{s} ({v})" for s, v in zip(short, t["variant"])], xlabel="ROUGE-L x 100", xlim=(0, t["shown"].max() * 1.12))
     ax.grid(axis="x", linewidth=0.3)
     best = t.filter(pl.col("ours").is_not_null()).sort("ours").row(-1, named=True)
-    finding = f"The best baseline, {best['model']}, reaches {best['ours']:.1f}: diamonds are ours, circles the paper's (on another test set)"
-    ax.set_title(finding, fontsize=11, loc="left")
+    finding = f"The best baseline, '{best['model']}', reaches {best['ours']:.1f} (diamonds: ours; circles: the paper's, on another test set)"
+    fig.suptitle(finding, fontsize=11)
     return fig, f"Dot plot of ROUGE-L by system. {finding}."
 
 # %% ../nbs/14_report.ipynb #page
 def figure_html(svg, alt, caption):
-    "An SVG figure inside the page, with alternative text and caption."
+    "An SVG figure inside the page, with alternative text and caption (the notice is part of the figure)."
     return f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"><figcaption>{escape(caption)}</figcaption></figure>'
 
 def paragraph(text): "A paragraph of escaped text."; return f"<p>{escape(text)}</p>"
@@ -160,7 +163,7 @@ def report_page(title, sections, links, notice=""):
     ids = [f"s{i}" for i in range(len(sections))]
     nav = "<nav>" + "".join(f'<a href="#{i}">{escape(h)}</a>' for i, (h, _) in zip(ids, sections)) + "</nav>"
     warn = f'<p class="notice">{escape(notice)}</p>' if notice else ""
-    body = "".join(f'<section id="{i}"><h2>{escape(h)}</h2>{warn if notice and "<table" in html or "<figure" in html and notice else ""}{html}</section>\n' for i, (h, html) in zip(ids, sections))
+    body = "".join(f'<section id="{i}"><h2>{escape(h)}</h2>{html}</section>\n' for i, (h, html) in zip(ids, sections))
     beside = "".join(f'<li><a href="{escape(a, quote=True)}">{escape(t)}</a></li>' for t, a in links)
     return PAGE.format(title=escape(title), body=f"<h1>{escape(title)}</h1>\n{warn}{nav}\n{body}<section><h2>The notebooks, as executed</h2><ul>{beside}</ul></section>")
 
@@ -168,14 +171,12 @@ def report_page(title, sections, links, notice=""):
 HEADINGS = {"rouge_l": "ROUGE-L", "bleu_4": "BLEU-4 (sentence, smoothed)", "corpus_bleu_4": "BLEU-4 (corpus)", "meteor": "METEOR", "bertscore_f1": "BERTScore F1", "latency_s": "seconds a reply"}
 
 def wide_table(table):
-    "Table 3 or 4 for reading: one row a system, one column a metric, each cell 'paper / ours / difference'; a column with the status."
+    "Table 3 or 4 for reading: one row a system, one column a metric, each cell 'paper / ours / difference'; the last column says why there is no difference."
     def number(v, unit): return "–" if v is None else f"{v:.2f}" if unit != "x100" else f"{v:.1f}"
     def cell(r):
-        if r["status"] == "not run": return number(r["paper"], r["unit"])
-        if r["status"] == "not in the paper": return number(r["ours"], r["unit"])
         return f"{number(r['paper'], r['unit'])} / {number(r['ours'], r['unit'])}" + (f" / {r['difference']:+.2f}" if r["difference"] is not None else "")
     rows = {}
     for r in table.rows(named=True): rows.setdefault((r["name"], r["variant"]), {})[r["metric"]] = r
     used = [m for m in HEADINGS if m in set(table["metric"])]
-    out = [{"system": n, "variant": v, **{HEADINGS[m]: cell(c[m]) if m in c else "–" for m in used}, "paper / ours / difference": "; ".join(dict.fromkeys(x["status"] for x in c.values()))} for (n, v), c in rows.items()]
+    out = [{"system": n, "variant": v, **{HEADINGS[m]: cell(c[m]) if m in c else "–" for m in used}, "status": "; ".join(dict.fromkeys(x["status"] for x in c.values()))} for (n, v), c in rows.items()]
     return pl.DataFrame(out)

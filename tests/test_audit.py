@@ -30,6 +30,10 @@ def test_shared_counts_are_those_of_plain_sets():
     row = near_duplicates(toy_turns(**texts), 0.01, 0.01).row(0, named=True)
     assert row["shared"] == len(x & y) and row["jaccard"] == pytest.approx(len(x & y) / len(x | y)) and row["containment"] == pytest.approx(len(x & y) / min(len(x), len(y)))
 
+def test_two_scenarios_of_one_repeated_phrase_are_no_pair():
+    loop = "no no no no no no no no no no " * 30
+    assert len(near_duplicates(toy_turns(a=loop, b=loop))) == 0
+
 def test_small_inputs_have_no_pairs():
     assert len(near_duplicates(toy_turns(a=words(20, 1)))) == 0 and len(near_duplicates(toy_turns())) == 0
 

@@ -58,5 +58,6 @@ def test_the_page_is_self_contained_and_escaped():
 def test_cells_show_paper_ours_and_difference_or_why_not():
     t = wide_table(compare(_one(), _one(value=[11.0])))
     assert t.row(0) == ("M", "base", "11.2 / 11.0 / -0.20", "compared")
+    assert wide_table(compare(_one(), _one(model=["x"], name=["X"])))["ROUGE-L"].to_list() == ["11.2 / –", "– / 11.2"]
     assert wide_table(compare(_one(), _one(), {"rouge_l": "other test set"})).row(0)[2:] == ("11.2 / 11.2", "not comparable: other test set")
-    assert wide_table(compare(_one(), _one(model=["x"], name=["X"])))["paper / ours / difference"].to_list() == ["not run", "not in the paper"]
+    assert wide_table(compare(_one(), _one(model=["x"], name=["X"])))["status"].to_list() == ["not run", "not in the paper"]

@@ -1,0 +1,66 @@
+"A checkout of its own, and one finished micro run in it, shared by all end-to-end tests."
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def copy_checkout(target):
+    "The files of this checkout, as git sees them (tracked, and new ones that are not ignored); no environment and no run."
+    names = subprocess.run(["git", "-C", ROOT, "ls-files", "-co", "--exclude-standard", "-z"], check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+class Checkout:
+    "A copy of the project in which commands run in processes of their own."
+
+    def __init__(self, root):
+        self.root = root
+        self.env = os.environ | {"PYTHONPATH": str(root), "DEESCAL_ROOT": str(root)}
+
+    def command(self, *args):
+        return [sys.executable, "-c", "from deescal.core import main; main()", *args]
+
+    def deescal(self, *args, ok=True):
+        r = subprocess.run(self.command(*args), cwd=self.root, env=self.env, capture_output=True, text=True)
+        assert not ok or r.returncode == 0, r.stdout + r.stderr
+        return r
+
+    def reproduce(self, *args, ok=True):
+        return self.deescal("reproduce", "--profile", "micro", *args, ok=ok)
+
+    def records(self, run="micro"):
+        found = sorted((self.root / "data/runs" / run / "jobs").glob("*.json"))
+        return {p.stem: json.loads(p.read_text()) for p in found}
+
+    def ran(self, before, run="micro"):
+        "The jobs that were executed since `before`, a result of `records`."
+        return {n for n, r in self.records(run).items() if n not in before or before[n] != r}
+
+    def tables(self, run="micro"):
+        "Every result of a run but its timings: relative name -> bytes."
+        data, figures = self.root / "data/runs" / run / "tables", self.root / "figures" / run / "tables"
+        files = [(p, p.relative_to(d).as_posix()) for d in (data, figures) for p in sorted(d.rglob("*")) if p.is_file()]
+        return {name: p.read_bytes() for p, name in files if "timings" not in name}
+
+
+@pytest.fixture
+def new_checkout(tmp_path):
+    return Checkout(copy_checkout(tmp_path))
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory):
+    c = Checkout(copy_checkout(tmp_path_factory.mktemp("checkout")))
+    c.first_output = c.reproduce().stdout
+    return c

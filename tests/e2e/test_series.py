@@ -1,0 +1,172 @@
+"The whole series on eight scenarios: what runs, what does not run again, and what a report holds."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import nbformat
+import polars as pl
+import pytest
+
+JOBS = {"06_corpus", "07_audit", "08_examples", "10_generate-constant", "10_generate-previous", "10_generate-tfidf", "11_score", "14_report"}
+
+
+def edit_cell(path, cell_id, change):
+    nb = nbformat.read(path, as_version=4)
+    cell = next(c for c in nb.cells if c.id == cell_id)
+    cell.source = change(cell.source)
+    nbformat.write(nb, path)
+
+
+def test_a_fresh_checkout_executes_every_stage_and_ends_with_the_report(checkout):
+    assert set(checkout.records()) == JOBS
+    assert "Executed 8 of 8 jobs" in checkout.first_output and checkout.first_output.rstrip().endswith("Report: figures/micro/report.html")
+    manifest = json.loads((checkout.root / "data/runs/micro/manifest.json").read_text())
+    assert set(manifest["jobs"]) == JOBS and manifest["versions"]["polars"] == pl.__version__
+    assert all(j["peak_mb"] > 10 and j["seconds"] > 0 for j in manifest["jobs"].values())
+    assert "files are as recorded" in checkout.deescal("verify", "--profile", "micro").stdout
+
+
+def test_nothing_changed_nothing_runs(checkout):
+    before = checkout.records()
+    for p in (checkout.root / "data").rglob("*"):
+        os.utime(p)
+    assert "nothing has changed, so nothing was run" in checkout.reproduce().stdout
+    assert checkout.ran(before) == set()
+
+
+def test_editing_prose_reruns_nothing(checkout):
+    before = checkout.records()
+    for name, cell in (("06_corpus", "roles_md"), ("14_report", "title")):
+        edit_cell(checkout.root / f"nbs/{name}.ipynb", cell, lambda s: s + "\n\nOne more sentence.")
+    module = checkout.root / "deescal/corpus.py"
+    module.write_text(module.read_text() + "\n# a comment\n")
+    assert "nothing was run" in checkout.reproduce().stdout and checkout.ran(before) == set()
+
+
+def test_a_report_parameter_reruns_only_the_report(checkout):
+    before = checkout.records()
+    checkout.reproduce("--set", "report.title=Another title")
+    assert checkout.ran(before) == {"14_report"}
+    assert "Another title" in (checkout.root / "figures/micro/report.html").read_text()
+    checkout.reproduce()
+
+
+def test_an_upstream_change_without_effect_stops_there(checkout):
+    before = checkout.records()
+    out = checkout.reproduce("--set", "audit.min_jaccard=0.31").stdout
+    assert checkout.ran(before) == {"07_audit"} and "08_examples: inputs unchanged, kept" in out
+    checkout.reproduce()
+    assert "nothing was run" in checkout.reproduce().stdout
+
+
+def test_a_table_changed_on_disk_is_made_again(checkout):
+    before, path = checkout.records(), checkout.root / "data/runs/micro/tables/groups.parquet"
+    whole = path.read_bytes()
+    pl.read_parquet(path).head(3).write_parquet(path)
+    assert checkout.deescal("verify", "--profile", "micro", ok=False).returncode == 1
+    checkout.reproduce()
+    assert checkout.ran(before) == {"07_audit"} and path.read_bytes() == whole
+
+
+def test_two_runs_give_the_same_bytes(checkout):
+    checkout.reproduce("--run", "again")
+    one, two = checkout.tables(), checkout.tables("again")
+    assert len(one) > 40 and {n for n in one if one[n] != two.get(n)} == set() and one.keys() == two.keys()
+    for kind in ("png", "svg"):
+        assert (checkout.root / f"figures/micro/lengths.{kind}").read_bytes() == (checkout.root / f"figures/again/lengths.{kind}").read_bytes()
+
+
+def start_and_kill(checkout, run, when):
+    "Start a run in a session of its own and SIGKILL all of it as soon as `when()` holds."
+    p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run), cwd=checkout.root, env=checkout.env,
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    limit = time.monotonic() + 120
+    while not when() and time.monotonic() < limit and p.poll() is None:
+        time.sleep(0.02)
+    assert p.poll() is None, "the run ended before it could be killed"
+    os.killpg(p.pid, signal.SIGKILL)
+    p.wait()
+
+
+def test_a_killed_run_is_completed_and_finished_stages_are_not_repeated(checkout):
+    data, figures = checkout.root / "data/runs/killed", checkout.root / "figures/killed/notebooks"
+    start_and_kill(checkout, "killed", lambda: (figures / "06_corpus.failed.ipynb").exists())
+    assert checkout.records("killed") == {}
+    start_and_kill(checkout, "killed", lambda: (figures / "07_audit.failed.ipynb").exists())
+    finished = checkout.records("killed")
+    assert set(finished) == {"06_corpus"}
+    assert "Executed 7 of 8 jobs" in checkout.reproduce("--run", "killed").stdout
+    assert checkout.records("killed")["06_corpus"] == finished["06_corpus"]
+    assert checkout.tables("killed") == checkout.tables()
+    assert not [p for p in (data / "tables").rglob("*") if p.suffix == ".tmp"]
+
+
+def test_a_second_process_on_the_same_run_is_told_so(checkout):
+    code = f"from deescal.core import Run, lock; import time; h = lock(Run('micro', root={str(checkout.root)!r})); print('held', flush=True); time.sleep(60)"
+    import sys
+    p = subprocess.Popen([sys.executable, "-c", code], env=checkout.env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert p.stdout.readline().strip() == "held"
+        r = checkout.reproduce("--set", "report.title=Locked", ok=False)
+        assert r.returncode and "is being executed by another process" in r.stdout + r.stderr
+    finally:
+        p.kill()
+        p.wait()
+
+
+def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
+    c = new_checkout
+    edit_cell(c.root / "nbs/06_corpus.ipynb", "counters", lambda s: s)
+    nb_path = c.root / "nbs/06_corpus.ipynb"
+    nb = nbformat.read(nb_path, as_version=4)
+    nb.cells.insert(-1, nbformat.v4.new_code_cell("#| test\ndef test_planted(): assert count_words() is None", id="planted"))
+    nbformat.write(nb, nb_path)
+    subprocess.run([*c.command()[:2], "from deescal.house import export; export()"], cwd=c.root, env=c.env, check=True, capture_output=True)
+    r = subprocess.run([*c.command()[:1], "-m", "pytest", "-q", "tests/test_corpus.py"], cwd=c.root, env=c.env, capture_output=True, text=True)
+    assert "1 failed" in r.stdout and "test_planted" in r.stdout
+    assert c.deescal("reproduce", "--profile", "micro", "--set", "run.lesson=true", ok=False).returncode
+    r = c.deescal("job", "06_corpus", "--profile", "micro", "--set", "run.lesson=true", ok=False)
+    assert r.returncode and "tests of 06_corpus failed" in r.stderr and not c.records()
+
+
+HOSTILE = "zebraquartz <img src=x onerror=alert(1)> & \\textbf{x} | $1"
+
+
+def test_nothing_from_the_data_shows_or_runs_where_text_may_not_be_shown(checkout):
+    data = checkout.root / "data/hostile"
+    shutil.copytree(checkout.root / "data/sample", data)
+    for p in sorted(data.glob("*.csv"))[:12]:
+        p.write_text(p.read_text() + f'59:59,<script>alert(1)</script>,"{HOSTILE}"\n59:59,[Officer],"{HOSTILE}"\n59:59,Dale,"{HOSTILE}"\n')
+    (data / "youtube_bad <b>.csv").write_text("start_time,speaker_label,transcript\n0:01,zebraquartz\n")
+    checkout.reproduce("--run", "hostile", "--data", "data/hostile", "--set", "run.show_text=false; corpus.scenarios=12; report.title=<script>alert(2)</script>")
+    for p in (checkout.root / "figures/hostile").rglob("*"):
+        if p.is_file() and p.suffix != ".png":
+            text = p.read_text()
+            assert "zebraquartz" not in text and "<script>alert" not in text, p
+
+
+def test_the_report_needs_no_network(checkout):
+    pages = [checkout.root / "figures/micro/report.html", *(checkout.root / "figures/micro/notebooks").glob("*.html")]
+    assert len(pages) == 9
+    for p in pages:
+        html = p.read_text()
+        assert not re.search(r"""<(?:script|link|iframe)\b|(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(\s*["']?http""", html), p
+        for target in re.findall(r'href="(notebooks/[^"]+)"', html):
+            assert (p.parent / target).is_file(), target
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH: apt install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_page_scrolls_sideways(checkout, tmp_path, width):
+    pages = [checkout.root / "figures/micro/report.html", *sorted((checkout.root / "figures/micro/notebooks").glob("*.html"))]
+    frames = "".join(f'<iframe src="file://{p}" width={width} height=800></iframe>' for p in pages)
+    script = "onload=()=>document.body.innerHTML='<p>'+[...document.querySelectorAll('iframe')].map(f=>f.contentDocument.documentElement.scrollWidth).join(' ')+'</p>'"
+    (tmp_path / "frame.html").write_text(f"<body>{frames}<script>{script}</script></body>")
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=5000"
+    dom = subprocess.run(["chromium", *flags.split(), f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/frame.html"], capture_output=True, text=True, timeout=120).stdout
+    widths = [int(w) for w in re.search(r"<p>([\d ]+)</p>", dom)[1].split()]
+    assert len(widths) == len(pages) and max(widths) <= width, dict(zip([p.name for p in pages], widths))
