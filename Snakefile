@@ -1,14 +1,17 @@
 # The order of the stages: one rule a notebook, one job a system where systems differ (deescal.core: STAGES).
 # Which jobs run again is decided by content hashes: `plan` takes away the stamps of stale jobs.
 import json, shlex, sys
-from deescal.core import job_after, lock, plan, resolve
+from deescal.core import DeescalError, job_after, lock, plan, resolve
 
 overrides = config.get("overrides", {})
 profile = config.get("profile", "sample")
-jobs = resolve(profile, overrides)
-if workflow.is_main_process:
-    held = lock(jobs[0].run)
-    plan(jobs)
+try:
+    jobs = resolve(profile, overrides)
+    if workflow.is_main_process:
+        held = lock(jobs[0].run)
+        plan(jobs)
+except DeescalError as e:
+    sys.exit(f"deescal: {e}")
 arguments = " ".join(shlex.quote(a) for a in ["--profile", profile, *(x for k, v in overrides.items() for x in ("--set", f"{k}={json.dumps(v)}"))])
 
 def stamp(job): return str(job.stamp.relative_to(job.run.root))
