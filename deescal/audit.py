@@ -9,7 +9,7 @@ __all__ = ['shingles', 'candidate_pairs', 'near_duplicates', 'duplicate_groups']
 import numpy as np
 import polars as pl
 from datasketch import MinHash, MinHashLSHEnsemble
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import Run, account
 

@@ -603,8 +603,12 @@ def prepare_notebook(path, lesson):
     return nb
 
 def to_html(nb, title):
-    "A notebook as one HTML page that needs no network."
+    "A notebook as one HTML page that needs no network; of plumbing (`#| hide`, `#| default_exp`) only the output is shown."
     from nbconvert import HTMLExporter
+    nb = copy.deepcopy(nb)
+    nb.cells = [c for c in nb.cells if "default_exp" not in directives(c.source)]
+    for c in nb.cells:
+        if "hide" in directives(c.source): c.source = ""
     page = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)[0]
     return PAGE.format(title=escape(title), body=page)
 
@@ -619,7 +623,7 @@ pre,code{font:13px/1.45 ui-monospace,monospace}pre{overflow-x:auto;padding:.6rem
 th,td{padding:.25rem .6rem;border-bottom:1px solid #e2e2e2;text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 .wide,.output_html,.rendered_html,.jp-RenderedHTMLCommon{overflow-x:auto;max-width:100%}img,svg{max-width:100%;height:auto}
 .notice{background:#fff4d6;border-left:4px solid #c98a00;padding:.6rem .9rem;margin:1rem 0}.muted{color:#5a5a5a}.anchor-link{display:none}
-.output_stderr pre{background:#fdf0ee}nav a{margin-right:1rem;display:inline-block}a{color:#0b4f9c}figure{margin:1.2rem 0}.caption{font-weight:600;font-size:14px;margin:1.4rem 0 .2rem}.caption em{font-weight:400;color:#8a5a00}.wide{margin:0 0 1.2rem}figcaption{font-size:14px;color:#444}
+.output_stderr pre{background:#f6f7f9;color:#5a5a5a}.jp-InputArea:has(pre:empty){display:none}nav a{margin-right:1rem;display:inline-block}a{color:#0b4f9c}figure{margin:1.2rem 0}.caption{font-weight:600;font-size:14px;margin:1.4rem 0 .2rem}.caption em{font-weight:400;color:#8a5a00}.wide{margin:0 0 1.2rem}figcaption{font-size:14px;color:#444}
 @media(max-width:40rem){body{padding:.7rem;font-size:15px}h1{font-size:1.45rem}th,td{padding:.2rem .4rem;font-size:13px}}
 """
 PAGE = """<!DOCTYPE html>

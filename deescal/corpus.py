@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import polars as pl
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .core import InputError, Run, account, digest, file_sha256, safe_id, TABLES
 
