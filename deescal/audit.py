@@ -18,9 +18,15 @@ def shingles(
     turns,   # needs scenario_id, turn, text
     words=5, # words in a shingle
 ):
-    "Distinct shingles of each scenario: (scenario_id, shingle), the shingle as a 64-bit hash. A scenario with fewer words has none."
-    w = (turns.sort("scenario_id", "turn").select("scenario_id", pl.col("text").str.to_lowercase().str.extract_all(r"[\p{L}\p{N}']+").alias("word"))
-         .explode("word").drop_nulls())
+    """Distinct shingles of each scenario: (scenario_id, shingle), the shingle as a 64-bit hash.
+
+    A scenario with fewer words has none."""
+    w = (
+        turns.sort("scenario_id", "turn")
+        .select("scenario_id", pl.col("text").str.to_lowercase().str.extract_all(r"[\p{L}\p{N}']+").alias("word"))
+        .explode("word")
+        .drop_nulls()
+    )
     grams = [pl.col("word").shift(-i).over("scenario_id") for i in range(words)]
     joined = w.select("scenario_id", pl.concat_str(grams, separator=" ").alias("gram")).drop_nulls()
     return joined.select("scenario_id", pl.col("gram").hash(seed=0).alias("shingle")).unique()
@@ -32,15 +38,23 @@ def candidate_pairs(
     num_perm=128,   # length of a signature
     progress=False,
 ):
-    "Pairs of scenarios that may share much of the smaller one's shingles, as sorted (a, b), found by MinHash and LSH Ensemble."
+    """Pairs of scenarios that may share much of the smaller one's shingles, as sorted (a, b).
+
+    Found by MinHash and LSH Ensemble."""
     sketches = {}
-    for sid, hashes in tqdm(sets.items(), desc="signatures", disable=not progress):  # datasketch works on one set at a time
+    # datasketch works on one set at a time
+    for sid, hashes in tqdm(sets.items(), desc="signatures", disable=not progress):
         sketches[sid] = MinHash(num_perm=num_perm, seed=1, hashfunc=int)
         sketches[sid].update_batch(hashes.astype(np.uint32).tolist())
     if len(sketches) < 2: return []
     index = MinHashLSHEnsemble(threshold=threshold, num_perm=num_perm, num_part=16)
     index.index((sid, m, len(sets[sid])) for sid, m in sketches.items())
-    pairs = {tuple(sorted((sid, other))) for sid, m in sketches.items() for other in index.query(m, len(sets[sid])) if other != sid}
+    pairs = {
+        tuple(sorted((sid, other)))
+        for sid, m in sketches.items()
+        for other in index.query(m, len(sets[sid]))
+        if other != sid
+    }
     return sorted(pairs)
 
 # %% ../nbs/07_audit.ipynb #near_duplicates
@@ -52,23 +66,47 @@ def near_duplicates(
     min_shared=20,       # shared shingles below which a share means nothing
     progress=False,
 ):
-    "Near-duplicate pairs (table `duplicates`): those at or above either threshold, with exact shared, Jaccard and containment."
+    """Near-duplicate pairs (table `duplicates`): those at or above either threshold.
+
+    Each with its exact shared, Jaccard and containment."""
     sets = {s[0]: np.sort(g["shingle"].to_numpy()) for s, g in shingles(turns, words).group_by("scenario_id")}
     sets = dict(sorted(sets.items()))
     asked = 0.6 * min(min_containment, 2 * min_jaccard / (1 + min_jaccard))
     rows = []
     for a, b in candidate_pairs(sets, asked, progress=progress):
         shared = len(np.intersect1d(sets[a], sets[b], assume_unique=True))
-        rows.append((a, b, shared, shared / (len(sets[a]) + len(sets[b]) - shared), shared / min(len(sets[a]), len(sets[b]))))
-    found = pl.DataFrame(rows, orient="row", schema={"scenario_a": pl.String, "scenario_b": pl.String, "shared": pl.Int64, "jaccard": pl.Float64, "containment": pl.Float64})
-    return found.filter(pl.col("shared") >= min_shared).filter((pl.col("jaccard") >= min_jaccard) | (pl.col("containment") >= min_containment)).sort("scenario_a", "scenario_b")
+        rows.append((
+            a, b, shared,
+            shared / (len(sets[a]) + len(sets[b]) - shared),
+            shared / min(len(sets[a]), len(sets[b])),
+        ))
+    found = pl.DataFrame(rows, orient="row", schema={
+        "scenario_a": pl.String,
+        "scenario_b": pl.String,
+        "shared": pl.Int64,
+        "jaccard": pl.Float64,
+        "containment": pl.Float64,
+    })
+    return (
+        found.filter(pl.col("shared") >= min_shared)
+        .filter((pl.col("jaccard") >= min_jaccard) | (pl.col("containment") >= min_containment))
+        .sort("scenario_a", "scenario_b")
+    )
 
 # %% ../nbs/07_audit.ipynb #groups
 def duplicate_groups(scenario_ids, pairs):
     "Group of each scenario (table `groups`): connected components of `pairs`, named by their first identifier."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
-    ids = sorted(scenario_ids); at = {s: i for i, s in enumerate(ids)}
+    ids = sorted(scenario_ids)
+    at = {s: i for i, s in enumerate(ids)}
     a, b = [at[s] for s in pairs["scenario_a"]], [at[s] for s in pairs["scenario_b"]]
-    _, label = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(ids), len(ids))), directed=False)
-    return pl.DataFrame({"scenario_id": ids, "label": label}).with_columns(pl.col("scenario_id").min().over("label").alias("group")).drop("label")
+    _, label = connected_components(
+        coo_array((np.ones(len(a)), (a, b)), shape=(len(ids), len(ids))),
+        directed=False,
+    )
+    return (
+        pl.DataFrame({"scenario_id": ids, "label": label})
+        .with_columns(pl.col("scenario_id").min().over("label").alias("group"))
+        .drop("label")
+    )

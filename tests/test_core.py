@@ -19,9 +19,12 @@ def test_file_hash_is_sha256_of_the_bytes(tmp_path):
 
 # %% ../nbs/00_core.ipynb #folder_test
 def test_folder_hash_sees_names_and_contents_not_dates(tmp_path):
-    (tmp_path/"a.csv").write_text("1"); first = path_sha256(tmp_path)
-    os.utime(tmp_path/"a.csv", (1, 1)); assert path_sha256(tmp_path) == first
-    (tmp_path/"a.csv").rename(tmp_path/"b.csv"); renamed = path_sha256(tmp_path)
+    (tmp_path/"a.csv").write_text("1")
+    first = path_sha256(tmp_path)
+    os.utime(tmp_path/"a.csv", (1, 1))
+    assert path_sha256(tmp_path) == first
+    (tmp_path/"a.csv").rename(tmp_path/"b.csv")
+    renamed = path_sha256(tmp_path)
     (tmp_path/"b.csv").write_text("2")
     assert len({first, renamed, path_sha256(tmp_path), path_sha256(tmp_path/"none")}) == 4
 
@@ -39,12 +42,16 @@ def test_long_ids_stay_apart():
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     write_text(tmp_path/"t.txt", "old")
     with pytest.raises(RuntimeError), atomic(tmp_path/"t.txt") as tmp:
-        tmp.write_text("half"); raise RuntimeError
+        tmp.write_text("half")
+        raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["t.txt"] and (tmp_path/"t.txt").read_text() == "old"
 
 def test_a_process_killed_while_writing_leaves_the_old_file(tmp_path):
     write_text(tmp_path/"t.txt", "old")
-    code = f"import os, signal; from deescal.core import atomic\nwith atomic({str(tmp_path/'t.txt')!r}) as t:\n t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    code = (
+        "import os, signal; from deescal.core import atomic\n"
+        f"with atomic({str(tmp_path/'t.txt')!r}) as t:\n"
+        " t.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert (tmp_path/"t.txt").read_text() == "old"
 
@@ -56,8 +63,10 @@ def test_a_good_table_comes_back_in_key_order():
     assert check_table(_groups(), "groups")["scenario_id"].to_list() == ["a", "b"]
 
 @pytest.mark.parametrize("frame, word", [
-    (lambda: _groups().rename({"group": "grp"}), "unknown"), (lambda: _groups().drop("group"), "missing"),
-    (lambda: _groups(group=[1, 2]), "Int64"), (lambda: _groups(group=[None, "a"]), "empty"),
+    (lambda: _groups().rename({"group": "grp"}), "unknown"),
+    (lambda: _groups().drop("group"), "missing"),
+    (lambda: _groups(group=[1, 2]), "Int64"),
+    (lambda: _groups(group=[None, "a"]), "empty"),
     (lambda: _groups(scenario_id=["a", "a"]), "primary key")])
 def test_a_bad_table_is_an_error_that_names_stage_table_and_column(frame, word):
     with pytest.raises(TableError, match=word) as e: check_table(frame(), "groups")
@@ -78,7 +87,8 @@ def test_a_missing_table_names_the_stage_that_makes_it(tmp_path):
     with pytest.raises(TableError, match="audit"): Run("a", root=tmp_path).read("groups")
 
 def test_a_table_changed_on_disk_is_found_when_read(tmp_path):
-    r = Run("a", root=tmp_path); r.write("groups", _groups())
+    r = Run("a", root=tmp_path)
+    r.write("groups", _groups())
     _groups().drop("group").write_parquet(r.table_path("groups"))
     with pytest.raises(TableError, match="missing column"): r.read("groups")
 
@@ -92,7 +102,8 @@ def test_a_run_name_that_is_no_file_name_is_refused():
 
 # %% ../nbs/00_core.ipynb #account_test
 def test_a_lost_record_is_an_error():
-    with pytest.raises(AccountingError, match="5 row records in, but 3 out and 1 rejected"): account("corpus", "row", 5, 3, {"why": 1})
+    with pytest.raises(AccountingError, match="5 row records in, but 3 out and 1 rejected"):
+        account("corpus", "row", 5, 3, {"why": 1})
 
 # %% ../nbs/00_core.ipynb #stages_test
 def test_every_table_read_is_written_by_an_earlier_stage():
@@ -107,17 +118,24 @@ def test_every_table_read_is_written_by_an_earlier_stage():
 @pytest.fixture
 def profile_file(tmp_path):
     def write(text):
-        (tmp_path/"p.yml").write_text(text); return tmp_path/"p.yml"
+        (tmp_path/"p.yml").write_text(text)
+        return tmp_path/"p.yml"
     return write
 
 @pytest.mark.parametrize("text, words", [
-    ("corpsu: {}", ["corpsu", "'corpus'"]), ("corpus: {dta: x}", ["corpus.dta", "'data'"]), ("run: {sead: 1}", ["run.sead", "'seed'"]),
-    ("run: {seed: abc}", ["seed", "int"]), ("run: {lesson: 1}", ["lesson", "bool"]), ("corpus: {data: 3}", ["corpus.data", "str"]),
-    ("generate: {system: x}", ["generate.system"]), ("a: [", ["YAML"])])
+    ("corpsu: {}", ["corpsu", "'corpus'"]),
+    ("corpus: {dta: x}", ["corpus.dta", "'data'"]),
+    ("run: {sead: 1}", ["run.sead", "'seed'"]),
+    ("run: {seed: abc}", ["seed", "int"]),
+    ("run: {lesson: 1}", ["lesson", "bool"]),
+    ("corpus: {data: 3}", ["corpus.data", "str"]),
+    ("generate: {system: x}", ["generate.system"]),
+    ("a: [", ["YAML"])])
 def test_a_wrong_name_or_type_in_a_profile_is_named(profile_file, text, words):
     with pytest.raises(ProfileError) as e: load_profile(profile_file(text))
     assert all(w in str(e.value) for w in words), str(e.value)
 
+# %% ../nbs/00_core.ipynb #overrides_test
 def test_an_unknown_profile_is_named():
     with pytest.raises(ProfileError, match="sample"): load_profile("sampel")
 
@@ -129,16 +147,19 @@ def test_every_profile_resolves_and_the_defaults_are_those_of_sample():
     for p in (project_root()/"profiles").glob("*.yml"): assert resolve(p.stem)
     declared = stage_parameters()
     for job in resolve("sample"):
-        assert {k: v for k, v in job.params.items() if k != "system"} == {k: d for k, (_, d) in declared[job.stage.name].items() if k != "system"}
+        assert ({k: v for k, v in job.params.items() if k != "system"}
+                == {k: d for k, (_, d) in declared[job.stage.name].items() if k != "system"})
 
 # %% ../nbs/00_core.ipynb #source_test
 def test_prose_does_not_change_the_code_hash():
-    assert code_sha256('def f():\n    "one"\n    return 1') == code_sha256('# why\ndef f():\n    "two"\n\n    return (1)')
+    assert (code_sha256('def f():\n    "one"\n    return 1')
+            == code_sha256('# why\ndef f():\n    "two"\n\n    return (1)'))
     assert code_sha256("x = 1") != code_sha256("x = 2")
 
 def test_the_closure_follows_imports(tmp_path):
     (tmp_path/"deescal").mkdir()
-    for name, text in {"a": "from deescal.b import *", "b": "from .c import x", "c": "x = 1", "d": ""}.items(): (tmp_path/"deescal"/f"{name}.py").write_text(text)
+    for name, text in {"a": "from deescal.b import *", "b": "from .c import x", "c": "x = 1", "d": ""}.items():
+        (tmp_path/"deescal"/f"{name}.py").write_text(text)
     assert list(import_closure("a", tmp_path)) == ["a", "b", "c"]
 
 # %% ../nbs/00_core.ipynb #cli_test
@@ -147,7 +168,8 @@ def test_an_error_on_the_command_line_is_a_sentence_not_a_traceback(capsys):
     assert "there is no profile 'nowhere'" in str(e.value) and "remedy" in str(e.value)
 
 def test_check_names_what_is_missing(capsys):
-    with pytest.raises(SystemExit) as e: main(["check", "--profile", "sample", "--data", "no/such/folder", "--run", "check-only"])
+    with pytest.raises(SystemExit) as e:
+        main(["check", "--profile", "sample", "--data", "no/such/folder", "--run", "check-only"])
     out = capsys.readouterr().out
     shutil.rmtree(project_root()/"data"/"runs"/"check-only", ignore_errors=True)
     assert e.value.code == 1 and "MISSING   input no/such/folder" in out and "06_corpus" in out

@@ -14,7 +14,8 @@ HEADER = "start_time,speaker_label,transcript\n"
 def folder_of(path, **files):
     "A folder with transcripts; a file's name may hold '__' for '/'."
     for name, content in files.items():
-        p = path/(name.replace("__", "/") + ".csv"); p.parent.mkdir(parents=True, exist_ok=True)
+        p = path/(name.replace("__", "/") + ".csv")
+        p.parent.mkdir(parents=True, exist_ok=True)
         p.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return path
 
@@ -29,7 +30,12 @@ def test_text_survives_its_encoding(encoding):
     assert decode("“Où?” – né".encode(encoding))[0] == "“Où?” – né"
 
 # %% ../nbs/06_corpus.ipynb #count_test
-csv_like = st.lists(st.sampled_from(['0:01', ',', '"', '""', '\n', '\r\n', '\r', 'Officer', '\0', ' ', 'é', '12:30,', '0:02,A,b\n', '"x\ny"']), max_size=40).map("".join)
+csv_like = st.lists(
+    st.sampled_from([
+        '0:01', ',', '"', '""', '\n', '\r\n', '\r', 'Officer', '\0', ' ', 'é', '12:30,', '0:02,A,b\n', '"x\ny"',
+    ]),
+    max_size=40,
+).map("".join)
 
 @given(csv_like)
 def test_two_ways_to_count_records_agree(text):
@@ -45,7 +51,10 @@ def test_a_stray_quote_costs_one_row_not_the_rest():
     assert [f for _, f, _ in rows] == [["0:01", "A", "x"], None, ["0:03", "A", "z"], ["0:04", "B", "w"]]
 
 def test_a_line_break_inside_quotes_is_kept():
-    assert [f for _, f, _ in read_records('0:01,A,"one\ntwo"\n0:02,B,x')] == [["0:01", "A", "one\ntwo"], ["0:02", "B", "x"]]
+    assert [f for _, f, _ in read_records('0:01,A,"one\ntwo"\n0:02,B,x')] == [
+        ["0:01", "A", "one\ntwo"],
+        ["0:02", "B", "x"],
+    ]
 
 def test_a_field_of_half_a_megabyte_is_read():
     text = f'0:01,A,"{"no, " * 125_000}"\n'
@@ -55,7 +64,9 @@ def test_a_field_of_half_a_megabyte_is_read():
 @given(st.integers(0, 99*3600))
 def test_times_are_read_back(s):
     h, m, sec = s // 3600, s % 3600 // 60, s % 60
-    forms = [f"{h}:{m:02}:{sec:02}", f" {h:02}:{m:02}:{sec:02}"] + ([f"{s//60}:{sec:02}", f"{s//60:02}:{sec:02}"] if s < 60_000 else [])
+    forms = [f"{h}:{m:02}:{sec:02}", f" {h:02}:{m:02}:{sec:02}"] + (
+        [f"{s//60}:{sec:02}", f"{s//60:02}:{sec:02}"] if s < 60_000 else []
+    )
     assert pl.DataFrame({"start_time": forms}).select(start_seconds())["start_s"].to_list() == [float(s)] * len(forms)
 
 @pytest.mark.parametrize("bad", ["02:10,400", "1:60", "1:2", "-1:00", "1:00:60", "abc", "", "1:2:3:4", "１:00"])
@@ -64,36 +75,63 @@ def test_other_times_are_empty_not_wrong(bad):
 
 # %% ../nbs/06_corpus.ipynb #read_test
 def test_a_clean_file_becomes_turns(tmp_path):
-    turns, rejects = read_transcripts(folder_of(tmp_path, youtube_1=HEADER + '0:01,[Officer],"Sir, stop."\n1:02:03,Dale,No.\n'))
-    assert turns.select("scenario_id", "turn", "start_s", "speaker_label", "text").rows() == [("youtube_1", 0, 1.0, "[Officer]", "Sir, stop."), ("youtube_1", 1, 3723.0, "Dale", "No.")]
+    turns, rejects = read_transcripts(
+        folder_of(tmp_path, youtube_1=HEADER + '0:01,[Officer],"Sir, stop."\n1:02:03,Dale,No.\n')
+    )
+    assert turns.select("scenario_id", "turn", "start_s", "speaker_label", "text").rows() == [
+        ("youtube_1", 0, 1.0, "[Officer]", "Sir, stop."),
+        ("youtube_1", 1, 3723.0, "Dale", "No."),
+    ]
     assert len(rejects) == 0
 
 @pytest.mark.parametrize("content, reasons, kept", [
-    ("", ["empty_file"], 0), ("\n\n", ["empty_file"], 0), (HEADER, ["header_only"], 0),
-    ("start_time,transcript\n0:01,hi\n0:02,ho\n", ["missing_column"] * 2, 0), ("a,b,c\n", ["missing_column"], 0),
-    (HEADER + "0:01,A,x\n0:02,B\n0:03,A,y,z\n", ["wrong_field_count"] * 2, 1), (HEADER + '0:01,A,"x\n', ["unclosed_quote"], 0),
-    (b"\xff\xfe\x00", ["missing_column"], 0), (HEADER + "0:01,A,a\0b\n", [], 1), ("\ufeff" + HEADER + "0:01,A,x\n", [], 1),
-    ("Transcript , START_TIME,speaker_label,extra\nx,0:01,A,e\n", [], 1)])
+    ("", ["empty_file"], 0),
+    ("\n\n", ["empty_file"], 0),
+    (HEADER, ["header_only"], 0),
+    ("start_time,transcript\n0:01,hi\n0:02,ho\n", ["missing_column"] * 2, 0),
+    ("a,b,c\n", ["missing_column"], 0),
+    (HEADER + "0:01,A,x\n0:02,B\n0:03,A,y,z\n", ["wrong_field_count"] * 2, 1),
+    (HEADER + '0:01,A,"x\n', ["unclosed_quote"], 0),
+    (b"\xff\xfe\x00", ["missing_column"], 0),
+    (HEADER + "0:01,A,a\0b\n", [], 1),
+    ("\ufeff" + HEADER + "0:01,A,x\n", [], 1),
+    ("Transcript , START_TIME,speaker_label,extra\nx,0:01,A,e\n", [], 1),
+])
 def test_odd_files_neither_crash_nor_vanish(tmp_path, content, reasons, kept):
     turns, rejects, files = read_folder(folder_of(tmp_path, tiktok_1=content))
     assert rejects["reason"].to_list() == reasons and len(turns) == kept
     assert files["rows"][0] == files["kept"][0] + files["rejected"][0] and "\0" not in "".join(turns["text"])
 
-@given(st.lists(st.one_of(csv_like.map(lambda t: (HEADER + t).encode()), st.binary(max_size=60)), min_size=1, max_size=4))
+@given(st.lists(
+    st.one_of(csv_like.map(lambda t: (HEADER + t).encode()), st.binary(max_size=60)),
+    min_size=1,
+    max_size=4,
+))
 def test_every_record_is_a_turn_or_a_reject(contents):
     import tempfile
     with tempfile.TemporaryDirectory() as d:
-        turns, rejects, files = read_folder(folder_of(Path(d), **{f"youtube_{i}": c for i, c in enumerate(contents)}))
+        turns, rejects, files = read_folder(
+            folder_of(Path(d), **{f"youtube_{i}": c for i, c in enumerate(contents)})
+        )
     assert files["rows"].sum() == len(turns) + (rejects["unit"] == "row").sum()
     assert set(files["file"]) == set(turns["file"]) | set(rejects["file"])
 
 def test_repairs_are_named_on_the_row(tmp_path):
-    f = folder_of(tmp_path, x=HEADER.encode() + "0:01,A,caf\u0065\u0301\n".encode(), y=(HEADER + "9,B,“no”\n").encode("cp1252"))
+    f = folder_of(
+        tmp_path,
+        x=HEADER.encode() + "0:01,A,caf\u0065\u0301\n".encode(),
+        y=(HEADER + "9,B,“no”\n").encode("cp1252"),
+    )
     repairs = dict(zip(*read_transcripts(f)[0].select("scenario_id", "repairs")))
     assert repairs == {"x": "nfc", "y": "encoding unreadable_time"}
 
 def test_the_same_id_twice_keeps_both_apart(tmp_path):
-    turns, _ = read_transcripts(folder_of(tmp_path, train__youtube_1=HEADER + "0:01,A,x\n", test__youtube_1=HEADER + "0:01,A,y\n", train__YouTube_1=HEADER + "0:01,A,z\n"))
+    turns, _ = read_transcripts(folder_of(
+        tmp_path,
+        train__youtube_1=HEADER + "0:01,A,x\n",
+        test__youtube_1=HEADER + "0:01,A,y\n",
+        train__YouTube_1=HEADER + "0:01,A,z\n",
+    ))
     assert len(turns) == 3 and turns["scenario_id"].n_unique() == 3 and (turns["repairs"] == "renamed_id").sum() == 2
 
 def test_an_empty_or_missing_folder_is_an_error_with_a_remedy(tmp_path):
@@ -102,9 +140,23 @@ def test_an_empty_or_missing_folder_is_an_error_with_a_remedy(tmp_path):
 
 # %% ../nbs/06_corpus.ipynb #roles_test
 @pytest.mark.parametrize("label, role", [
-    ("[Police Officer]", "officer"), ("Officer #2", "officer"), ("[Sheriff's Deputy]", "officer"), ("[911 Operator]", "dispatcher"), ("[Police Dispatcher]", "dispatcher"),
-    ("[Narrator]", "narrator"), ("[News Reporter]", "narrator"), ("[Paramedic]", "other"), ("[Security Guard]", "other"), ("[Property owner]", "civilian"),
-    ("[Hostage]", "civilian"), ("[Copy Shop Clerk]", "civilian"), ("Dale", "civilian"), ("", "civilian"), ("[Suspect]", "civilian"), ("K9 Handler", "officer")])
+    ("[Police Officer]", "officer"),
+    ("Officer #2", "officer"),
+    ("[Sheriff's Deputy]", "officer"),
+    ("[911 Operator]", "dispatcher"),
+    ("[Police Dispatcher]", "dispatcher"),
+    ("[Narrator]", "narrator"),
+    ("[News Reporter]", "narrator"),
+    ("[Paramedic]", "other"),
+    ("[Security Guard]", "other"),
+    ("[Property owner]", "civilian"),
+    ("[Hostage]", "civilian"),
+    ("[Copy Shop Clerk]", "civilian"),
+    ("Dale", "civilian"),
+    ("", "civilian"),
+    ("[Suspect]", "civilian"),
+    ("K9 Handler", "officer"),
+])
 def test_roles_by_label(label, role):
     assert assign_roles(pl.DataFrame({"speaker_label": [label]}))["role"][0] == role
 
@@ -114,8 +166,14 @@ def test_a_role_depends_on_the_row_alone():
 
 # %% ../nbs/06_corpus.ipynb #summaries_test
 def test_summaries_add_up(tmp_path):
-    f = folder_of(tmp_path, youtube_1=HEADER + "0:01,[Officer],one two\n0:02,Dale,three\n", tiktok_2=HEADER + "bad,Dale,no\n0:1\n", facebook_3="")
-    turns, rejects, files = read_folder(f); turns = assign_roles(turns)
+    f = folder_of(
+        tmp_path,
+        youtube_1=HEADER + "0:01,[Officer],one two\n0:02,Dale,three\n",
+        tiktok_2=HEADER + "bad,Dale,no\n0:1\n",
+        facebook_3="",
+    )
+    turns, rejects, files = read_folder(f)
+    turns = assign_roles(turns)
     scenarios = summarize_scenarios(turns, files)
     assert summarize_platforms(scenarios).filter(platform="all").rows() == [("all", 2, 3, 4, 4)]
     acc = {(u, m, r): n for _, u, m, r, n in corpus_accounting(turns, rejects, files).rows()}

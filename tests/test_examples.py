@@ -10,20 +10,46 @@ from hypothesis import given, strategies as st
 # %% ../nbs/08_examples.ipynb #toy_turns
 def toy_turns(*rows):
     "Turns of one scenario from (label, role, text)."
-    return pl.DataFrame([("s", i, *r) for i, r in enumerate(rows)], orient="row", schema={"scenario_id": pl.String, "turn": pl.Int64, "speaker_label": pl.String, "role": pl.String, "text": pl.String})
+    return pl.DataFrame([("s", i, *r) for i, r in enumerate(rows)], orient="row", schema={
+        "scenario_id": pl.String,
+        "turn": pl.Int64,
+        "speaker_label": pl.String,
+        "role": pl.String,
+        "text": pl.String,
+    })
 
-scene = toy_turns(("A", "officer", "Hello."), ("N", "narrator", "Watch."), ("A", "officer", "Name?"), ("B", "officer", "Now."), ("D", "civilian", "Dale."),
-                  ("M", "other", "He bleeds."), ("D", "civilian", "I'm fine."), ("E", "civilian", "He is not."), ("A", "officer", "Sit."), ("D", "civilian", "No."))
+scene = toy_turns(
+    ("A", "officer", "Hello."),
+    ("N", "narrator", "Watch."),
+    ("A", "officer", "Name?"),
+    ("B", "officer", "Now."),
+    ("D", "civilian", "Dale."),
+    ("M", "other", "He bleeds."),
+    ("D", "civilian", "I'm fine."),
+    ("E", "civilian", "He is not."),
+    ("A", "officer", "Sit."),
+    ("D", "civilian", "No."),
+)
 
 # %% ../nbs/08_examples.ipynb #split_test
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=60), st.integers(0, 9), st.sampled_from([(0.1, 0.1), (0.33, 0.1), (0.0, 0.0), (0.5, 0.4)]))
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=60),
+    st.integers(0, 9),
+    st.sampled_from([(0.1, 0.1), (0.33, 0.1), (0.0, 0.0), (0.5, 0.4)]),
+)
 def test_groups_stay_together_and_shares_are_met(members, seed, shares):
-    groups = pl.DataFrame({"scenario_id": [f"s{i:03}" for i in range(len(members))], "group": [f"g{m:02}" for m in members]})
+    groups = pl.DataFrame({
+        "scenario_id": [f"s{i:03}" for i in range(len(members))],
+        "group": [f"g{m:02}" for m in members],
+    })
     out = split_scenarios(groups, seed, *shares)
     assert out["scenario_id"].to_list() == groups["scenario_id"].to_list()
     assert out.group_by("group").agg(pl.col("split").n_unique())["split"].max() == 1
     largest = groups.group_by("group").len()["len"].max()
-    assert 0 <= (out["split"] == "test").sum() - round(shares[0] * len(members)) < largest or shares[0] == 0 and "test" not in out["split"]
+    assert (
+        0 <= (out["split"] == "test").sum() - round(shares[0] * len(members)) < largest
+        or shares[0] == 0 and "test" not in out["split"]
+    )
     assert out.equals(split_scenarios(groups.reverse(), seed, *shares))
 
 def test_another_seed_gives_another_split():
@@ -31,12 +57,20 @@ def test_another_seed_gives_another_split():
     assert not split_scenarios(groups, 1).equals(split_scenarios(groups, 2))
 
 def test_shares_that_leave_nothing_are_refused():
-    with pytest.raises(DeescalError, match="remedy"): split_scenarios(pl.DataFrame({"scenario_id": ["a"], "group": ["a"]}), 1, 0.6, 0.4)
+    with pytest.raises(DeescalError, match="remedy"):
+        split_scenarios(pl.DataFrame({"scenario_id": ["a"], "group": ["a"]}), 1, 0.6, 0.4)
 
 # %% ../nbs/08_examples.ipynb #messages_test
 def test_messages_merge_within_one_speaker_only():
     m = to_messages(scene)
-    assert m.select("role", "text").rows() == [("user", "Hello. Name?"), ("user", "Now."), ("assistant", "Dale. I'm fine."), ("assistant", "He is not."), ("user", "Sit."), ("assistant", "No.")]
+    assert m.select("role", "text").rows() == [
+        ("user", "Hello. Name?"),
+        ("user", "Now."),
+        ("assistant", "Dale. I'm fine."),
+        ("assistant", "He is not."),
+        ("user", "Sit."),
+        ("assistant", "No."),
+    ]
     assert m.select("first_turn", "last_turn").row(0) == (0, 2)
 
 def test_others_can_be_context_for_the_model():
@@ -45,7 +79,10 @@ def test_others_can_be_context_for_the_model():
     with pytest.raises(DeescalError, match="examples.other"): to_messages(scene, other="keep")
 
 roles = st.sampled_from(["officer", "dispatcher", "civilian", "narrator", "other"])
-@given(st.lists(st.tuples(st.sampled_from("ABC"), roles, st.sampled_from(["one", "two words", " "])), max_size=25), st.sampled_from(["drop", "context"]))
+@given(
+    st.lists(st.tuples(st.sampled_from("ABC"), roles, st.sampled_from(["one", "two words", " "])), max_size=25),
+    st.sampled_from(["drop", "context"]),
+)
 def test_every_word_of_a_kept_turn_is_in_one_message(rows, mode):
     turns = toy_turns(*rows)
     m = to_messages(turns, mode)
@@ -67,8 +104,13 @@ def test_a_medic_before_the_reply_makes_no_point():
     assert len(find_points(to_messages(toy_turns(*rows), "drop"), toy_test)) == 1
 
 def test_a_history_holds_each_real_message_once_and_not_the_reply():
-    m = to_messages(scene); p = find_points(m, toy_test)
+    m = to_messages(scene)
+    p = find_points(m, toy_test)
     for _, _, _, at, prompt, reference in p.rows():
         h = history(m, "s", at)
-        assert h["text"].to_list() == m["text"].to_list()[:at] and h["text"][-1] == prompt and h["last_turn"].is_sorted()
+        assert (
+            h["text"].to_list() == m["text"].to_list()[:at]
+            and h["text"][-1] == prompt
+            and h["last_turn"].is_sorted()
+        )
         assert reference not in h["text"].to_list()

@@ -11,13 +11,26 @@ from hypothesis import given, strategies as st
 
 # %% ../nbs/10_generate.ipynb #toy
 def toy(*dialogues):
-    "Messages and points of toy scenarios: each a list of texts, officer and civilian in turn; the last scenario is the test split."
-    rows = [(f"s{s}", i, "user" if i % 2 == 0 else "assistant", t) for s, d in enumerate(dialogues) for i, t in enumerate(d)]
-    m = pl.DataFrame(rows, orient="row", schema={"scenario_id": pl.String, "message": pl.Int64, "role": pl.String, "text": pl.String})
-    p = [(f"s{s}", k, "test" if s == len(dialogues) - 1 else "train", 2*k + 1, d[2*k], d[2*k+1]) for s, d in enumerate(dialogues) for k in range(len(d) // 2)]
+    """Messages and points of toy scenarios: each a list of texts, officer and civilian in turn.
+
+    The last scenario is the test split.
+    """
+    rows = [
+        (f"s{s}", i, "user" if i % 2 == 0 else "assistant", t)
+        for s, d in enumerate(dialogues)
+        for i, t in enumerate(d)]
+    m = pl.DataFrame(
+        rows, orient="row",
+        schema={"scenario_id": pl.String, "message": pl.Int64, "role": pl.String, "text": pl.String})
+    p = [
+        (f"s{s}", k, "test" if s == len(dialogues) - 1 else "train", 2*k + 1, d[2*k], d[2*k+1])
+        for s, d in enumerate(dialogues)
+        for k in range(len(d) // 2)]
     return m, pl.DataFrame(p, orient="row", schema=TABLES["points"].schema)
 
-toy_messages, toy_points = toy(["Your name?", "Dale.", "Step back.", "No way."], ["Step back now!", "Why?", "Name please?", "Ann."])
+toy_messages, toy_points = toy(
+    ["Your name?", "Dale.", "Step back.", "No way."],
+    ["Step back now!", "Why?", "Name please?", "Ann."])
 
 # %% ../nbs/10_generate.ipynb #rouge_test
 def test_rouge_l_equals_the_reference_implementation():
@@ -36,7 +49,9 @@ def test_many_distinct_tokens_stay_distinct():
 # %% ../nbs/10_generate.ipynb #best_test
 def test_the_constant_is_the_best_of_an_exhaustive_search():
     r = random.Random(2)
-    refs = [" ".join(r.choices("i do not know what you want no yes sir".split(), k=r.randrange(1, 9))) for _ in range(120)]
+    refs = [
+        " ".join(r.choices("i do not know what you want no yes sir".split(), k=r.randrange(1, 9)))
+        for _ in range(120)]
     tried = sorted(set(refs))
     means = [rouge_l_scores([t] * len(refs), refs).mean() for t in tried]
     assert rouge_l_scores([best_constant(refs)] * len(refs), refs).mean() == pytest.approx(max(means))
@@ -46,19 +61,28 @@ def test_no_training_reply_is_an_error():
 
 # %% ../nbs/10_generate.ipynb #generate_test
 def test_previous_reply_is_the_civilians_last_one_in_that_scenario():
-    assert generate("previous", toy_points, toy_messages, 1).rows() == [("s1", 0, "", "nothing_said_before"), ("s1", 1, "Why?", "")]
+    assert generate("previous", toy_points, toy_messages, 1).rows() == [
+        ("s1", 0, "", "nothing_said_before"),
+        ("s1", 1, "Why?", "")]
 
 def test_tfidf_answers_with_the_nearest_training_reply_and_flags_strangers():
     assert generate("tfidf", toy_points, toy_messages, 1)["reply"].to_list() == ["No way.", "Dale."]
     m, p = toy(["Your name?", "Dale."], ["Zebra?", "What?"])
     assert generate("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
 
+# %% ../nbs/10_generate.ipynb #no_peeking_test
 @pytest.mark.parametrize("system", list(SYSTEMS))
 def test_no_system_sees_the_reply_it_is_scored_on(system):
-    m, p = toy(["Your name?", "Dale.", "Step back.", "No way."], ["Step back now!", "Why?", "Name please?", "Ann."])
+    m, p = toy(
+        ["Your name?", "Dale.", "Step back.", "No way."],
+        ["Step back now!", "Why?", "Name please?", "Ann."])
     last = p.filter(split="test").row(-1, named=True)
-    secret = {"reference": pl.when((pl.col("split") == "test") & (pl.col("point") == last["point"])).then(pl.lit("SECRET")).otherwise("reference")}
-    hidden = m.with_columns(text=pl.when((pl.col("scenario_id") == "s1") & (pl.col("message") >= last["message"])).then(pl.lit("SECRET")).otherwise("text"))
+    secret = {
+        "reference": pl.when((pl.col("split") == "test") & (pl.col("point") == last["point"]))
+        .then(pl.lit("SECRET")).otherwise("reference")}
+    hidden = m.with_columns(
+        text=pl.when((pl.col("scenario_id") == "s1") & (pl.col("message") >= last["message"]))
+        .then(pl.lit("SECRET")).otherwise("text"))
     assert generate(system, p.with_columns(**secret), hidden, 1).equals(generate(system, p, m, 1))
 
 def test_an_unknown_system_is_named():

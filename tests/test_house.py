@@ -6,39 +6,70 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 # %% ../nbs/00a_house.ipynb #test_imports
 import json, pytest
 
-# %% ../nbs/00a_house.ipynb #stale_test
+# %% ../nbs/00a_house.ipynb #project_fixture
 @pytest.fixture
 def project(tmp_path):
     "A project of one notebook with one function and one test."
-    def cell(kind, cid, source): return {"cell_type": kind, "id": cid, "metadata": {}, "source": source} | ({"outputs": [], "execution_count": None} if kind == "code" else {})
-    def make(function="def double(x): return 2*x", test="def test_double(): assert double(2) == 4 and _one == 1 and two == 2"):
-        cells = [cell("code", "a", "#| default_exp toy"), cell("markdown", "b", "# Toy\n\n> A toy."), cell("code", "c", f"#| export\n{function}\n_one = 1"),
-                 cell("code", "s", "#| test-setup\ntwo = 2"), cell("code", "d", f"#| test\n{test}")]
-        for name, cs in {"00_toy": cells, "index": [cell("markdown", "i", "# Index"), cell("code", "h", "#| hide\n1")]}.items():
-            (tmp_path/"nbs"/f"{name}.ipynb").write_text(json.dumps({"cells": cs, "metadata": {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}))
+    def cell(kind, cid, source):
+        return ({"cell_type": kind, "id": cid, "metadata": {}, "source": source}
+                | ({"outputs": [], "execution_count": None} if kind == "code" else {}))
+    def make(
+        function="def double(x): return 2*x",
+        test="def test_double(): assert double(2) == 4 and _one == 1 and two == 2",
+    ):
+        cells = [
+            cell("code", "a", "#| default_exp toy"),
+            cell("markdown", "b", "# Toy\n\n> A toy."),
+            cell("code", "c", f"#| export\n{function}\n_one = 1"),
+            cell("code", "s", "#| test-setup\ntwo = 2"),
+            cell("code", "d", f"#| test\n{test}")]
+        for name, cs in {
+            "00_toy": cells,
+            "index": [cell("markdown", "i", "# Index"), cell("code", "h", "#| hide\n1")],
+        }.items():
+            (tmp_path/"nbs"/f"{name}.ipynb").write_text(json.dumps({
+                "cells": cs,
+                "metadata": {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}},
+                "nbformat": 4,
+                "nbformat_minor": 5}))
         return tmp_path
-    (tmp_path/"nbs").mkdir(); (tmp_path/"tests").mkdir()
+    (tmp_path/"nbs").mkdir()
+    (tmp_path/"tests").mkdir()
     shutil.copy(project_root()/"settings.ini", tmp_path/"settings.ini")
     return make
 
-def _pytest(root): return subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(root), "tests"], cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+def _pytest(root):
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(root), "tests"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True)
 
+# %% ../nbs/00a_house.ipynb #export_test
 def test_exported_tests_pass_alone_and_see_private_and_setup_names(project):
-    root = project(); export(root)
+    root = project()
+    export(root)
     assert "1 passed" in _pytest(root).stdout and stale_files(root) == 0
     assert (root/"README.md").read_text().endswith("# Index\n")
 
 def test_a_planted_failing_test_fails_pytest(project):
-    root = project(test="def test_double(): assert double(2) == 5"); export(root)
+    root = project(test="def test_double(): assert double(2) == 5")
+    export(root)
     assert "1 failed" in _pytest(root).stdout
 
+# %% ../nbs/00a_house.ipynb #stale_test
 def test_a_change_without_export_is_found(project, capsys):
-    root = project(); export(root); project(function="def double(x): return x+x")
+    root = project()
+    export(root)
+    project(function="def double(x): return x+x")
     assert stale_files(root) and "deescal/toy.py (differs)" in capsys.readouterr().out
     with pytest.raises(DeescalError, match="make export"): assert_exported("00_toy", root)
 
 def test_a_file_that_no_notebook_makes_is_found(project, capsys):
-    root = project(); export(root); (root/"deescal"/"orphan.py").write_text("x = 1\n")
+    root = project()
+    export(root)
+    (root/"deescal"/"orphan.py").write_text("x = 1\n")
     assert stale_files(root) == 1 and "orphan.py (no notebook makes it)" in capsys.readouterr().out
 
 # %% ../nbs/00a_house.ipynb #lock_test

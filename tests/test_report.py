@@ -11,19 +11,37 @@ import pytest
 from deescal.core import project_root
 
 # %% ../nbs/14_report.ipynb #compare_test
-def _one(**kw): return pl.DataFrame({"model": ["m"], "name": ["M"], "variant": ["base"], "metric": ["rouge_l"], "unit": ["x100"], "value": [11.2]} | kw)
+def _one(**kw):
+    return pl.DataFrame({
+        "model": ["m"],
+        "name": ["M"],
+        "variant": ["base"],
+        "metric": ["rouge_l"],
+        "unit": ["x100"],
+        "value": [11.2]} | kw)
 
 def test_a_difference_needs_the_same_model_variant_and_metric():
     assert compare(_one(), _one(value=[11.0])).row(0)[-4:] == (11.2, 11.0, pytest.approx(-0.2), "compared")
-    assert compare(_one(), _one(variant=["tuned"])).select("paper", "ours", "difference", "status").rows() == [(11.2, None, None, "not run"), (None, 11.2, None, "not in the paper")]
-    assert compare(_one(), _one(), {"rouge_l": "other test set"}).row(0)[-2:] == (None, "not comparable: other test set")
+    assert compare(_one(), _one(variant=["tuned"])).select("paper", "ours", "difference", "status").rows() == [
+        (11.2, None, None, "not run"),
+        (None, 11.2, None, "not in the paper")]
+    assert compare(_one(), _one(), {"rouge_l": "other test set"}).row(0)[-2:] == (
+        None, "not comparable: other test set")
 
 # %% ../nbs/14_report.ipynb #corpus_test
 def test_the_corpus_is_compared_only_where_it_is_the_released_one():
-    platforms = pl.DataFrame({"platform": ["youtube", "all"], "scenarios": [2, 2], "turns": [5, 5], "words": [9, 9], "tokens": [12, 12]})
+    platforms = pl.DataFrame({
+        "platform": ["youtube", "all"],
+        "scenarios": [2, 2],
+        "turns": [5, 5],
+        "words": [9, 9],
+        "tokens": [12, 12]})
     paper = pl.read_csv(project_root()/"data/paper/corpus.csv")
-    status = {r: dict(corpus_table(platforms, paper, r).select("quantity", "status").rows()) for r in (True, False)}
-    assert status[True]["turns"] == "compared" and "token counter" in status[True]["tokens"] and set(status[False].values()) == {"not comparable: not the released corpus"}
+    status = {
+        r: dict(corpus_table(platforms, paper, r).select("quantity", "status").rows())
+        for r in (True, False)}
+    assert (status[True]["turns"] == "compared" and "token counter" in status[True]["tokens"]
+            and set(status[False].values()) == {"not comparable: not the released corpus"})
 
 # %% ../nbs/14_report.ipynb #save_test
 EVIL = "<script>alert(1)</script> & | 50% $x_1$"
@@ -31,18 +49,22 @@ EVIL = "<script>alert(1)</script> & | 50% $x_1$"
 def test_text_from_data_is_escaped_in_every_format(tmp_path):
     run = Run("t", root=tmp_path)
     df = pl.DataFrame({"label": [EVIL], "n": [1234567]})
-    assert "<script>" not in table_html(df) and "&lt;script&gt;" in table_html(df) and "1,234,567" in table_html(df)
+    assert ("<script>" not in table_html(df) and "&lt;script&gt;" in table_html(df)
+            and "1,234,567" in table_html(df))
     save_table(run, "t", df, "T", notice="only a test")
     md, tex, csv = ((run.figures/"tables"/f"t.{e}").read_text() for e in ("md", "tex", "csv"))
-    assert "& \\|" in md.replace("\\|", "\\|") and r"\& | 50\% \$x\_1\$" in tex and pl.read_csv(io.StringIO(csv))["label"][0] == EVIL
+    assert ("& \\|" in md.replace("\\|", "\\|") and r"\& | 50\% \$x\_1\$" in tex
+            and pl.read_csv(io.StringIO(csv))["label"][0] == EVIL)
     assert all("only a test" in t for t in (md, tex, csv))
 
 def test_cells_read_well():
-    assert [cell_text(v) for v in (None, 1234, 0.5, 11.2, 3.0, -0.25, "x", 285887.0)] == ["–", "1,234", "0.5", "11.2", "3", "-0.25", "x", "285,887"]
+    assert [cell_text(v) for v in (None, 1234, 0.5, 11.2, 3.0, -0.25, "x", 285887.0)] == [
+        "–", "1,234", "0.5", "11.2", "3", "-0.25", "x", "285,887"]
 
 # %% ../nbs/14_report.ipynb #figure_test
 def test_figures_are_the_same_bytes_twice(tmp_path):
-    turns = pl.DataFrame({"words": [1, 5, 9, 30]}); scenarios = pl.DataFrame({"turns": [2, 20], "tokens": [50, 5000]})
+    turns = pl.DataFrame({"words": [1, 5, 9, 30]})
+    scenarios = pl.DataFrame({"turns": [2, 20], "tokens": [50, 5000]})
     for name in "ab": save_figure(Run(name, root=tmp_path), "f", lengths_figure(turns, scenarios)[0], "toy")
     for kind in ("png", "svg"):
         a, b = ((Run(n, root=tmp_path).figures/f"f.{kind}").read_bytes() for n in "ab")
@@ -51,13 +73,24 @@ def test_figures_are_the_same_bytes_twice(tmp_path):
 
 # %% ../nbs/14_report.ipynb #page_test
 def test_the_page_is_self_contained_and_escaped():
-    html = report_page(EVIL, [(EVIL, paragraph(EVIL) + figure_html("<svg/>", EVIL, EVIL))], [(EVIL, "a.html")], notice=EVIL)
-    assert "<script" not in html and not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", html) and "@import" not in html
+    html = report_page(
+        EVIL,
+        [(EVIL, paragraph(EVIL) + figure_html("<svg/>", EVIL, EVIL))],
+        [(EVIL, "a.html")],
+        notice=EVIL)
+    assert ("<script" not in html and not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", html)
+            and "@import" not in html)
 
 # %% ../nbs/14_report.ipynb #wide_test
 def test_cells_show_paper_ours_and_difference_or_why_not():
     t = wide_table(compare(_one(), _one(value=[11.0])))
     assert t.row(0) == ("M", "base", "11.2 / 11.0 / -0.20", "compared")
-    assert wide_table(compare(_one(), _one(model=["x"], name=["X"])))["ROUGE-L"].to_list() == ["11.2 / –", "– / 11.2"]
-    assert wide_table(compare(_one(), _one(), {"rouge_l": "other test set"})).row(0)[2:] == ("11.2 / 11.2", "not comparable: other test set")
-    assert wide_table(compare(_one(), _one(model=["x"], name=["X"])))["status"].to_list() == ["not run", "not in the paper"]
+    assert wide_table(compare(_one(), _one(model=["x"], name=["X"])))["ROUGE-L"].to_list() == [
+        "11.2 / –",
+        "– / 11.2"]
+    assert wide_table(compare(_one(), _one(), {"rouge_l": "other test set"})).row(0)[2:] == (
+        "11.2 / 11.2",
+        "not comparable: other test set")
+    assert wide_table(compare(_one(), _one(model=["x"], name=["X"])))["status"].to_list() == [
+        "not run",
+        "not in the paper"]

@@ -8,26 +8,40 @@ import random, socket
 
 import pytest
 
-PAIRS = [("I don't know, officer.", "I do not know what you want."), ("No.", "No."), ("the car stopped fast", "the auto stopped quickly"),
-         ("", "Yes."), ("Yes.", ""), ("What? I said no. Leave!", "I said no! Leave me alone."), ("“Où?” 😀 don't", "don't 😀")]
+PAIRS = [
+    ("I don't know, officer.", "I do not know what you want."),
+    ("No.", "No."),
+    ("the car stopped fast", "the auto stopped quickly"),
+    ("", "Yes."),
+    ("Yes.", ""),
+    ("What? I said no. Leave!", "I said no! Leave me alone."),
+    ("“Où?” 😀 don't", "don't 😀")]
 P, R = [p for p, _ in PAIRS], [r for _, r in PAIRS]
 
 # %% ../nbs/11_score.ipynb #bleu_test
 def test_smoothed_bleu_by_hand():
-    # "a b c" against "a b d": 1-grams 2/3, 2-grams 1/2, 3-grams 0/1, 4-grams 0/0; one added to each; no brevity penalty
+    # "a b c" against "a b d": 1-grams 2/3, 2-grams 1/2, 3-grams 0/1, 4-grams 0/0;
+    # one added to each; no brevity penalty
     assert smoothed_bleu(list("abc"), list("abd")) == pytest.approx((3/4 * 2/3 * 1/2 * 1/1) ** 0.25)
     assert smoothed_bleu(list("ab"), list("abcd")) == pytest.approx(math.exp(1 - 2)) and smoothed_bleu([], ["a"]) == 0
 
+# %% ../nbs/11_score.ipynb #corpus_bleu_test
 def test_corpus_bleu_equals_summed_counts():
-    r = random.Random(3); words = "a b c d e f".split()
-    pairs = [(r.choices(words, k=r.randrange(4, 15)), r.choices(words, k=r.randrange(4, 15))) for _ in range(200)]
+    r = random.Random(3)
+    words = "a b c d e f".split()
+    pairs = [
+        (r.choices(words, k=r.randrange(4, 15)), r.choices(words, k=r.randrange(4, 15)))
+        for _ in range(200)]
     log = 0.0
     for n in range(1, 5):
         grams = lambda t: [tuple(t[i:i+n]) for i in range(len(t)-n+1)]
         hit = sum(min(grams(p).count(g), grams(q).count(g)) for p, q in pairs for g in set(grams(p)))
         log += math.log(hit / sum(len(grams(p)) for p, _ in pairs)) / 4
     lp, lq = sum(len(p) for p, _ in pairs), sum(len(q) for _, q in pairs)
-    assert corpus_bleu([" ".join(p) for p, _ in pairs], [" ".join(q) for _, q in pairs]) == pytest.approx(math.exp(log + min(0, 1 - lq/lp)), rel=1e-6)
+    assert corpus_bleu(
+        [" ".join(p) for p, _ in pairs],
+        [" ".join(q) for _, q in pairs],
+    ) == pytest.approx(math.exp(log + min(0, 1 - lq/lp)), rel=1e-6)
 
 def test_corpus_bleu_needs_pairs():
     assert corpus_bleu([], []) == 0.0
@@ -43,7 +57,9 @@ def test_meteor_sees_synonyms_where_wordnet_is_there_and_says_so_where_not(tmp_p
 
 def test_meteor_by_hand():
     # all four words match in order, one chunk: 1 * (1 - 0.5 * (1/4)**3)
-    assert Meteor().compute(predictions=["A b c d"], references=["a b c d"])["meteor"][0] == pytest.approx(1 - 0.5 / 64)
+    assert Meteor().compute(
+        predictions=["A b c d"], references=["a b c d"],
+    )["meteor"][0] == pytest.approx(1 - 0.5 / 64)
 
 def test_lexicographer_files_are_45():
     assert len(_LEXNAMES) == 45 and len(set(_LEXNAMES)) == 45
@@ -54,14 +70,17 @@ def test_scores_are_shares_in_order_and_identity_is_best():
     assert df.columns == ["rouge_l", "bleu_4", "meteor", "bertscore_f1"] and len(df) == len(PAIRS)
     assert all(0 <= v <= 1 for row in df.rows() for v in row)
     same = score_replies(["What do you want from me"], ["What do you want from me"]).row(0)
-    assert same[0] == 1 and same[1] == pytest.approx(1) and same[2] > 0.99 and same[3] == pytest.approx(1, abs=1e-5)
+    assert (same[0] == 1 and same[1] == pytest.approx(1)
+            and same[2] > 0.99 and same[3] == pytest.approx(1, abs=1e-5))
     assert df.row(3) == df.row(4) == (0, 0, 0, 0)
 
 def test_a_score_does_not_depend_on_the_other_pairs():
     whole = score_replies(P * 2, R * 2)
     assert whole[:len(P)].equals(whole[len(P):])
-    for i, (p, r) in enumerate(PAIRS): assert score_replies([p], [r]).row(0) == pytest.approx(whole.row(i), abs=1e-4)
+    for i, (p, r) in enumerate(PAIRS):
+        assert score_replies([p], [r]).row(0) == pytest.approx(whole.row(i), abs=1e-4)
 
+# %% ../nbs/11_score.ipynb #score_refuses_test
 def test_only_the_metrics_asked_for_and_no_pairs():
     assert score_replies(["a"], ["a"], metrics=("rouge_l",)).columns == ["rouge_l"] and len(score_replies([], [])) == 0
     with pytest.raises(DeescalError, match="rouge_l"): score_replies(["a"], ["a"], metrics=("rougel",))
@@ -69,7 +88,8 @@ def test_only_the_metrics_asked_for_and_no_pairs():
 
 def test_nothing_asks_the_network(monkeypatch):
     def refuse(*a, **k): raise AssertionError("a metric asked the network")
-    monkeypatch.setattr(socket.socket, "connect", refuse); _scorer.cache_clear()
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    _scorer.cache_clear()
     assert len(score_replies(P, R)) == len(P)
 
 def test_an_encoder_that_is_not_there_is_named():
