@@ -755,13 +755,15 @@ def to_html(nb, title):
     Plumbing stays out of sight: of a `#| hide` cell only the output is shown, of a `#| default_exp` cell nothing."""
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import TagRemovePreprocessor
+    from pygments.formatters import HtmlFormatter
     nb = copy.deepcopy(nb)
     nb.cells = [c for c in nb.cells if "default_exp" not in directives(c.source)]
     for c in nb.cells:
         if "hide" in directives(c.source): c.metadata["tags"] = ["hide-input"]
     exporter = HTMLExporter(template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True)
     exporter.register_preprocessor(TagRemovePreprocessor(remove_input_tags={"hide-input"}), enabled=True)
-    return PAGE.format(title=escape(title), body=exporter.from_notebook_node(nb)[0])
+    colours = HtmlFormatter(style="friendly").get_style_defs(".highlight")
+    return PAGE.format(title=escape(title), body=f"<style>{colours}</style>" + exporter.from_notebook_node(nb)[0])
 
 # %% ../nbs/00_core.ipynb #page
 from html import escape
@@ -772,7 +774,7 @@ body{font:16px/1.55 system-ui,sans-serif;max-width:60rem;margin:0 auto;padding:1
 overflow-wrap:break-word}
 h1{font-size:1.8rem;line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid #ddd;padding-bottom:.2rem}
 pre,code{font:13px/1.45 ui-monospace,monospace}\
-pre{overflow-x:auto;padding:.6rem .8rem;background:#f6f7f9;border-radius:4px}
+pre,.highlight pre{overflow-x:auto;padding:.6rem .8rem;background:#f6f7f9;border-radius:4px}.highlight{background:none}
 .jp-InputArea pre,.input pre{border-left:3px solid #8aa4c8}table{border-collapse:collapse;font-size:14px}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #e2e2e2;text-align:left;vertical-align:top}\
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
