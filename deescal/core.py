@@ -85,13 +85,14 @@ def path_sha256(path):
 
 # %% ../nbs/00_core.ipynb #safe_id
 def safe_id(
-    text,           # any text, a file's stem for instance
-    max_length=100, # characters; a longer one is cut and gets a hash, so that two long ones stay apart
+    text,         # any text, a file's stem for instance
+    max_bytes=100 # of the result as UTF-8
 ):
-    "`text` as an identifier that is safe as a file name: NFC, letters, digits, '.', '-' and '_' only."
+    "`text` as an identifier that is safe as a file name: NFC, letters, digits, '.', '-' and '_', at most `max_bytes`."
     text = unicodedata.normalize("NFC", str(text))
     name = re.sub(r"[^\w.\-]+", "_", text).strip("._") or "unnamed"
-    return name if len(name) <= max_length else f"{name[:max_length-9]}_{digest(text, length=8)}"
+    if len(name.encode()) <= max_bytes: return name
+    return name.encode()[:max_bytes - 9].decode(errors="ignore") + "_" + digest(text, length=8)
 
 # %% ../nbs/00_core.ipynb #atomic
 @contextlib.contextmanager

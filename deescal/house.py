@@ -7,7 +7,7 @@ __all__ = ['ExportTests', 'exported_tests', 'run_tests', 'readme_source', 'noteb
            'lock_lines', 'write_lock']
 
 # %% ../nbs/00a_house.ipynb #imports
-import configparser, os, re, shutil, subprocess, sys, tempfile
+import contextlib, io, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 from .core import DeescalError, code_sha256, directives, notebook_cells, project_root, write_text
@@ -45,12 +45,12 @@ def run_tests(
     import hypothesis, ipytest
     hypothesis.settings.register_profile("notebook", deadline=None, database=None)
     hypothesis.settings.load_profile("notebook")
-    ipytest.config(
-        rewrite_asserts=False,
-        magics=False,
-        coverage=False,
-        addopts=("-p", "no:cacheprovider", "--no-header", "--tb=short"))
-    if (code := ipytest.run(display_columns=120)) != 0:
+    quiet = ("-q", "-p", "no:cacheprovider", "--no-header", "--tb=short", "--color=no", "--disable-warnings")
+    ipytest.config(rewrite_asserts=False, magics=False, coverage=False, addopts=quiet)
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out): code = ipytest.run(display_columns=120)
+    print(out.getvalue() if code else out.getvalue().strip().splitlines()[-1])
+    if code != 0:
         raise DeescalError(
             f"tests of {notebook} failed (pytest's exit status {int(code)})",
             where=notebook,

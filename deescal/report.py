@@ -130,7 +130,7 @@ def length_table(turns, scenarios):
 
 # %% ../nbs/14_report.ipynb #cell_text
 def cell_text(value, digits=3):
-    "A cell as text: an en dash for nothing, thousands with thin commas, floats with up to `digits` places."
+    "A cell as text: an en dash for nothing, thousands with commas, floats with up to `digits` places."
     if value is None: return "–"
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000: value = int(value)
     if isinstance(value, int) and not isinstance(value, bool): return f"{value:,}"
@@ -296,7 +296,7 @@ def report_page(title, sections, links, notice=""):
 # %% ../nbs/14_report.ipynb #headings
 HEADINGS = {
     "rouge_l": "ROUGE-L",
-    "bleu_4": "BLEU-4 (sentence, smoothed)",
+    "bleu_4": "BLEU-4 (ours: sentence, smoothed)",
     "corpus_bleu_4": "BLEU-4 (corpus)",
     "meteor": "METEOR",
     "bertscore_f1": "BERTScore F1",

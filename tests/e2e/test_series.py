@@ -171,3 +171,18 @@ def test_no_page_scrolls_sideways(checkout, tmp_path, width):
     dom = subprocess.run(["chromium", *flags.split(), f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/frame.html"], capture_output=True, text=True, timeout=120).stdout
     widths = [int(w) for w in re.search(r"<p>([\d ]+)</p>", dom)[1].split()]
     assert len(widths) == len(pages) and max(widths) <= width, dict(zip([p.name for p in pages], widths))
+
+
+@pytest.mark.parametrize("name", ["00_core", "00a_house", "index"])
+def test_the_notebooks_that_are_no_stage_run_too(checkout, tmp_path, name):
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", f"nbs/{name}.ipynb", str(tmp_path / "out.ipynb")]
+    r = subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+
+
+def test_papermill_alone_runs_a_stage_from_its_parameter_file(checkout, tmp_path):
+    before = checkout.tables()
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", "-f", "data/runs/micro/params/08_examples.yml", "nbs/08_examples.ipynb", str(tmp_path / "out.ipynb")]
+    r = subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert checkout.tables() == before
