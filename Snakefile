@@ -1,20 +1,19 @@
 # The order of the stages: one rule a notebook, one job a system where systems differ (deescal.core: STAGES).
 # Which jobs run again is decided by content hashes: `plan` takes away the stamps of stale jobs.
-import json, shlex, sys
+import shlex, sys
 from deescal.core import DeescalError, job_after, lock, plan, resolve
 
-overrides = config.get("overrides", {})
-profile = config.get("profile", "sample")
+request = {"profile": config.get("profile", "sample"), "overrides": config.get("overrides", {})}
 try:
-    jobs = resolve(profile, overrides)
+    jobs = resolve(**request)
     if workflow.is_main_process:
         held = lock(jobs[0].run)
-        plan(jobs)
+        plan(jobs, request)
 except DeescalError as e:
     sys.exit(f"deescal: {e}")
-arguments = " ".join(shlex.quote(a) for a in ["--profile", profile, *(x for k, v in overrides.items() for x in ("--set", f"{k}={json.dumps(v)}"))])
+run = jobs[0].run
 
-def stamp(job): return str(job.stamp.relative_to(job.run.root))
+def stamp(job): return str(job.stamp.relative_to(run.root))
 
 rule all:
     input: [stamp(j) for j in jobs]
@@ -25,5 +24,5 @@ for job in jobs:
         name: job.name.replace("-", "_")
         input: [stamp(a) for a in job_after(job, jobs)]
         output: touch(stamp(job))
-        params: command=f"{shlex.quote(sys.executable)} -c 'from deescal.core import main; main()' job {job.name} {arguments}"
-        shell: "{params.command}"
+        params: python=shlex.quote(sys.executable), job=job.name, request=str((run.data / "request.json").relative_to(run.root))
+        shell: "{params.python} -c 'from deescal.core import main; main()' job {params.job} --request {params.request}"

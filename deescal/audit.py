@@ -106,7 +106,7 @@ def duplicate_groups(scenario_ids, pairs):
         directed=False,
     )
     return (
-        pl.DataFrame({"scenario_id": ids, "label": label})
+        pl.DataFrame({"scenario_id": ids, "label": label}, schema={"scenario_id": pl.String, "label": pl.Int32})
         .with_columns(pl.col("scenario_id").min().over("label").alias("group"))
         .drop("label")
     )

@@ -6,11 +6,12 @@
 __all__ = ['TABLES', 'STAGES', 'RUN_NAMES', 'STYLE', 'PAGE', 'PACKAGES', 'NEEDS', 'DeescalError', 'InputError', 'ProfileError',
            'TableError', 'AccountingError', 'did_you_mean', 'file_sha256', 'digest', 'derive_seed', 'path_sha256',
            'safe_id', 'atomic', 'write_text', 'Column', 'Table', 'declare', 'check_table', 'project_root', 'Run',
-           'write_table', 'read_table', 'account', 'Stage', 'where_we_are', 'notebook_cells', 'directives',
+           'write_table', 'read_table', 'account', 'Stage', 'where_we_are', 'notebook_cells', 'directives', 'Parameter',
            'notebook_parameters', 'stage_parameters', 'profile_path', 'load_profile', 'Job', 'job_reads', 'job_writes',
-           'resolve', 'code_sha256', 'import_closure', 'fingerprint', 'outputs', 'stale', 'plan', 'job_after', 'lock',
-           'prepare_notebook', 'to_html', 'execute', 'run_job', 'versions', 'git_revision', 'gpus', 'hardware',
-           'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify', 'publish', 'job_command', 'main']
+           'is_sample', 'resolve', 'code_sha256', 'import_closure', 'fingerprint', 'outputs', 'stale', 'plan',
+           'job_after', 'lock', 'prepare_notebook', 'to_html', 'execute', 'run_job', 'versions', 'git_revision', 'gpus',
+           'hardware', 'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify', 'publish',
+           'job_command', 'main']
 
 # %% ../nbs/00_core.ipynb #imports
 import ast, contextlib, copy, datetime, difflib, hashlib, json, os, platform, re, resource, shutil, subprocess, sys, \
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 import yaml
@@ -72,16 +74,18 @@ def derive_seed(
 
 # %% ../nbs/00_core.ipynb #folder_hash
 def path_sha256(path):
-    """SHA-256 of a file, or of a folder's relative file names and contents; 'missing' where there is none.
+    """SHA-256 of a file, or of a folder: the relative names and contents of its files and those one level below.
 
-    Hidden files are left out of a folder's hash."""
+    Links are followed, hidden files left out; 'missing' or 'unreadable' in place of a hash that cannot be had."""
     path = Path(path)
-    if path.is_file(): return file_sha256(path)
-    if not path.is_dir(): return "missing"
-    files = sorted(
-        (p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".")),
-        key=lambda p: p.as_posix())
-    return digest([[p.relative_to(path).as_posix(), file_sha256(p)] for p in files])
+    try:
+        if path.is_file(): return file_sha256(path)
+        if not path.is_dir(): return "missing"
+        top = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+        files = [f for p in top for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if not f.name.startswith(".")]
+    except OSError: return "unreadable"
+    names = [os.fsencode(f.relative_to(path)).hex() for f in files]
+    return digest([[name, path_sha256(f) if f.is_file() else "no file"] for name, f in zip(names, files)])
 
 # %% ../nbs/00_core.ipynb #safe_id
 def safe_id(
@@ -357,6 +361,9 @@ class Run:
 
     def __post_init__(self):
         self.root = project_root() if self.root is None else Path(self.root)
+        if self.name == "published":
+            raise ProfileError(
+                "a run cannot be called 'published'", where="run.name", remedy="make publish fills that folder")
         if safe_id(self.name) != self.name:
             raise ProfileError(
                 f"a run cannot be called {self.name!r}",
@@ -375,7 +382,7 @@ class Run:
 
     def path(self, value):
         "A path from a profile: relative to the project's folder."
-        return self.root/Path(value).expanduser()
+        return self.root/Path(value).expanduser() if value else self.root/"no path given"
 
     def table_path(self, table, part=None):
         return self.data/"tables"/(f"{table}/{part}.parquet" if part else f"{table}.parquet")
@@ -498,9 +505,23 @@ def directives(source):
     return found
 
 # %% ../nbs/00_core.ipynb #parameters
+class Parameter(NamedTuple):
+    "A parameter of a notebook: its type, its default, and what it may be (text: 'low..high', 'this|that', or '')."
+    type: type
+    default: object
+    allowed: str = ""
+
+    def accepts(self, value):
+        "Whether `value` is in the range or among the choices."
+        if ".." in self.allowed:
+            low, high = (float(x) if x else None for x in self.allowed.split(".."))
+            return (low is None or value >= low) and (high is None or value <= high)
+        return not self.allowed or value in self.allowed.split("|")
+
 def notebook_parameters(path):
-    "The parameters that a notebook declares: name -> (type, default). Read from the cell tagged `parameters`."
+    "The parameters that a notebook declares: name -> `Parameter`. Read from the cell tagged `parameters`."
     cell = next((c for c in notebook_cells(path) if "parameters" in c["metadata"].get("tags", [])), None)
+    types = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
     out = {}
     for node in ast.parse(cell["source"]).body if cell else []:
         if not isinstance(node, ast.AnnAssign):
@@ -508,13 +529,14 @@ def notebook_parameters(path):
                 "a parameter needs a type and a default",
                 where=f"{path}, line {node.lineno} of the cell tagged 'parameters'",
                 remedy="write it as: name: str = \"default\"")
-        out[node.target.id] = (
-            {"str": str, "int": int, "float": float, "bool": bool, "list": list}[node.annotation.id],
-            ast.literal_eval(node.value))
+        comment = cell["source"].splitlines()[node.end_lineno - 1][node.end_col_offset:]
+        allowed = re.search(r"#.*\[([^\]]+)\]\s*$", comment)
+        out[node.target.id] = Parameter(
+            types[node.annotation.id], ast.literal_eval(node.value), allowed[1] if allowed else "")
     return out
 
 def stage_parameters(root=None):
-    "All stages' parameters: stage -> name -> (type, default)."
+    "All stages' parameters: stage -> name -> `Parameter`."
     root = root or project_root()
     return {s.name: notebook_parameters(root/"nbs"/f"{s.notebook}.ipynb") for s in STAGES.values()}
 
@@ -539,18 +561,22 @@ def load_profile(
     "A profile as a dictionary of sections, with `overrides` applied; names and types checked against the notebooks."
     path = profile_path(profile, root)
     try: values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise ProfileError(
             f"not readable as YAML: {e}",
             where=path,
-            remedy="check the indentation near that line") from e
+            remedy="write it as UTF-8, and check the indentation near that line") from e
+    if not isinstance(values, dict):
+        raise ProfileError("a profile holds sections", where=path, remedy="write it as section: {name: value}")
     for name, value in (overrides or {}).items():
         section, _, key = name.partition(".")
         values.setdefault(section, {})
-        values[section] = (values[section] or {}) | {key: value}
+        values[section] = (values[section] if isinstance(values[section], dict) else {}) | {key: value}
     return {s: _check_section(s, v, path, stage_parameters(root)) for s, v in values.items()}
 
 # %% ../nbs/00_core.ipynb #check_section
+_RUN_ONLY = ("run_name", "systems")  # what all jobs of a run must agree on
+
 def _check_section(section, values, path, params):
     "Check one section of a profile; whole numbers pass where a notebook declares a float."
     if section != "run" and section not in params:
@@ -558,22 +584,37 @@ def _check_section(section, values, path, params):
             f"no stage is called {section!r}",
             where=f"{path}, section {section}",
             remedy=did_you_mean(section, ["run", *params]))
+    if not isinstance(values or {}, dict):
+        raise ProfileError(
+            f"the section {section!r} holds {values!r}", where=path, remedy="write it as name: value lines")
     known = {k: v for p in params.values() for k, v in p.items()} if section == "run" else params[section]
+    known = {k: v for k, v in known.items() if k != "system" and (section == "run" or k not in _RUN_ONLY)}
     for key, value in (values or {}).items():
         name = RUN_NAMES.get(key, key) if section == "run" else key
-        if name not in known or name == "system":
-            names = [k for k in known if k not in ("run_name", "system")] + (["name"] if section == "run" else [])
+        if name not in known:
+            names = [k for k in known if k != "run_name"] + (["name"] if section == "run" else [])
             raise ProfileError(
                 f"no parameter is called {key!r}",
                 where=f"{path}, {section}.{key}",
                 remedy=did_you_mean(key, names))
-        want = known[name][0]
-        if type(value) is not want and not (want is float and type(value) is int):
-            raise ProfileError(
-                f"{section}.{key} is {value!r}, of type {type(value).__name__}",
-                where=path,
-                remedy=f"give a value of type {want.__name__}")
+        _check_value(f"{section}.{key}", value, known[name], path)
     return dict(values or {})
+
+# %% ../nbs/00_core.ipynb #check_value
+def _check_value(name, value, parameter, path):
+    "Check the type and the range of one value."
+    if type(value) is not parameter.type and not (parameter.type is float and type(value) is int):
+        raise ProfileError(
+            f"{name} is {value!r}, of type {type(value).__name__}",
+            where=path,
+            remedy=f"give a value of type {parameter.type.__name__}")
+    if not parameter.accepts(value):
+        raise ProfileError(
+            f"{name} is {value!r}", where=path, remedy=f"allowed: {parameter.allowed.replace('|', ' or ')}")
+    if name == "run.systems" and (
+            not value or len(set(map(str, value))) < len(value) or any(safe_id(v) != v for v in value)):
+        raise ProfileError(
+            f"run.systems is {value!r}", where=path, remedy="name at least one system, each once, by letters and digits")
 
 # %% ../nbs/00_core.ipynb #job_class
 @dataclass(frozen=True)
@@ -619,6 +660,10 @@ def job_writes(job):
         if own else [])
 
 # %% ../nbs/00_core.ipynb #resolve
+def is_sample(run, data):
+    "Whether the folder `data` of a run is the fictional sample that ships."
+    return run.path(data).resolve() == (run.root/"data"/"sample").resolve()
+
 def resolve(
     profile,        # name or path
     overrides=None, # "section.name" -> value
@@ -629,16 +674,18 @@ def resolve(
     values = load_profile(profile, overrides, root)
     shared = {RUN_NAMES.get(k, k): v for k, v in values.get("run", {}).items()}
     shared.setdefault("run_name", profile_path(profile, root).stem)
-    jobs, declared = [], stage_parameters(root)
-    systems = tuple(shared.get("systems", declared["generate"]["systems"][1]))
+    run, declared = Run(shared["run_name"], shared.get("seed", 3407), root), stage_parameters(root)
+    systems = tuple(shared.get("systems", declared["generate"]["systems"].default))
+    fiction = is_sample(run, values.get("corpus", {}).get("data", declared["corpus"]["data"].default))
+    jobs = []
     for stage in STAGES.values():
         mine = declared[stage.name]
         params = (
-            {k: d for k, (_, d) in mine.items()}
+            {k: p.default for k, p in mine.items()}
             | {k: v for k, v in shared.items() if k in mine}
             | values.get(stage.name, {}))
-        params = {k: float(v) if mine[k][0] is float else v for k, v in params.items()}
-        run = Run(shared["run_name"], shared.get("seed", 3407), root)
+        if not fiction: params |= {k: v for k, v in {"show_text": False, "notice": ""}.items() if k in mine}
+        params = {k: float(v) if mine[k].type is float else v for k, v in params.items()}
         for part in systems if stage.per else [""]:
             jobs.append(Job(stage, part, params | ({stage.per: part} if part else {}), run, systems))
     return jobs
@@ -671,7 +718,7 @@ def import_closure(module, root):
 
 # %% ../nbs/00_core.ipynb #fingerprint
 def fingerprint(job):
-    "What decides whether a job must run again: part -> SHA-256. Sources, parameters, tables read, paths from outside."
+    "What decides whether a job must run again: part -> SHA-256. Sources, parameters, tables, paths, resources."
     root = job.run.root
     cells = [
         code_sha256(c["source"]) for c in notebook_cells(job.notebook)
@@ -682,6 +729,7 @@ def fingerprint(job):
         f"input {p.relative_to(job.run.data/'tables').with_suffix('')}": path_sha256(p)
         for p in job_reads(job)}
     parts |= {f"input {p}": path_sha256(job.run.path(job.params[p])) for p in job.stage.paths}
+    parts |= {f"resource {need}": str(NEEDS[need][1]()) for need in job.stage.needs}
     return parts | {"source notebook": digest(cells)}
 
 def outputs(job):
@@ -697,24 +745,24 @@ def outputs(job):
 def stale(job):
     "Why a job must run again: a list of reasons, empty where its record still holds."
     if not job.record.is_file(): return ["not run yet"]
-    record = json.loads(job.record.read_text())
+    try: record = json.loads(job.record.read_text())
+    except ValueError: return ["its record cannot be read"]
     old, new = record["fingerprint"], fingerprint(job)
     reasons = [f"{k} changed" for k in new if k in old and old[k] != new[k]]
     reasons += [f"{k} is new" for k in new if k not in old] + [f"{k} is gone" for k in old if k not in new]
-    return reasons + [f"output {p} changed" for p, h in record["outputs"].items() if path_sha256(job.run.root/p) != h]
+    reasons += [f"output {p} changed" for p, h in record["outputs"].items() if path_sha256(job.run.root/p) != h]
+    return reasons + [f"{p.name} is gone" for p in (job.executed, job.executed.with_suffix(".html")) if not p.is_file()]
 
 # %% ../nbs/00_core.ipynb #plan
-def plan(jobs):
-    """Write each job's parameter file and remove the stamps of stale jobs.
+def plan(jobs, request):
+    """Write the request and each job's parameter file, and remove the stamps of stale jobs.
 
-    Returns job name -> reasons (empty: up to date)."""
-    why = {}
+    `request` is the profile and the overrides; what Snakemake calls reads it from the run's folder."""
+    write_text(jobs[0].run.data/"request.json", json.dumps(request, indent=1))
     for job in jobs:
         write_text(job.params_file, yaml.safe_dump(job.params, sort_keys=False, allow_unicode=True))
-        why[job.name] = stale(job)
-        if why[job.name]: job.stamp.unlink(missing_ok=True)
+        if stale(job): job.stamp.unlink(missing_ok=True)
         elif not job.stamp.exists(): write_text(job.stamp, "")
-    return why
 
 def job_after(job, jobs):
     "The jobs that write what `job` reads."
@@ -806,7 +854,7 @@ def execute(job):
     "Run the job's notebook with papermill; the executed notebook is kept, also when it failed. Returns the notebook."
     import nbformat
     from traitlets.config import Config
-    params = yaml.safe_load(job.params_file.read_text())
+    write_text(job.params_file, yaml.safe_dump(job.params, sort_keys=False, allow_unicode=True))
     failed = job.executed.with_suffix(".failed.ipynb")
     job.executed.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
@@ -819,7 +867,7 @@ def execute(job):
     with tempfile.TemporaryDirectory(prefix="dk") as sockets:
         os.environ.update(env)
         own = {"transport": "ipc", "ip": f"{sockets}/k-ipc", "connection_file": f"{sockets}/k.json"}
-        nb = _papermill(job, params, failed, Config({"KernelManager": own}))
+        nb = _papermill(job, failed, Config({"KernelManager": own}))
     failed.unlink()
     nb.metadata.pop("papermill", None)
     for c in nb.cells:
@@ -830,7 +878,7 @@ def execute(job):
     return nb
 
 # %% ../nbs/00_core.ipynb #papermill
-def _papermill(job, params, output, config):
+def _papermill(job, output, config):
     """papermill's execution of the job's notebook into `output`.
 
     A failing cell becomes a `DeescalError` that says where to look."""
@@ -838,9 +886,9 @@ def _papermill(job, params, output, config):
     from papermill.exceptions import PapermillExecutionError
     try:
         return papermill.execute_notebook(
-            prepare_notebook(job.notebook, params.get("lesson", True)),
+            prepare_notebook(job.notebook, job.params.get("lesson", True)),
             str(output),
-            parameters=params,
+            parameters=job.params,
             kernel_name="python3",
             cwd=str(job.notebook.parent),
             progress_bar=False,
@@ -938,13 +986,15 @@ def write_manifest(run):
 def _overrides(args):
     "Overrides from the command line; a value is read as YAML, so that `true` and `3` keep their types."
     out = {}
-    for item in filter(None, (i.strip() for s in args.set or [] for i in s.split(";"))):
+    items = [i for s in args.set or [] for i in re.split(r";\s*(?=\w+\.\w+\s*=)", s)]  # a ';' within a value stays
+    for item in filter(None, (i.strip(" ;") for i in items)):
         name, eq, value = item.partition("=")
         if not eq or "." not in name:
             raise ProfileError(
                 f"not an override: {item!r}",
                 remedy="write it as section.name=value, e.g. corpus.data=<folder>")
-        out[name] = yaml.safe_load(value)
+        try: out[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError: out[name.strip()] = value  # plain text
     if args.data: out["corpus.data"] = args.data
     if args.run: out["run.name"] = args.run
     return out
@@ -952,20 +1002,24 @@ def _overrides(args):
 # %% ../nbs/00_core.ipynb #cli_reproduce_run
 def reproduce(args):
     "Run the series on a profile: only the jobs whose parameters, inputs or source changed."
-    jobs = resolve(args.profile, _overrides(args))
-    why, start = plan(jobs), time.time()
+    path = profile_path(args.profile)
+    request = {"profile": str(path.resolve()), "overrides": _overrides(args)}
+    jobs, start = resolve(path, request["overrides"]), time.time()
+    why = {job.name: stale(job) for job in jobs}
     if any(why.values()):
         print("\n".join(
             f"{n}: will run ({'; '.join(w[:3])}{' ...' if len(w) > 3 else ''})"
             for n, w in why.items() if w), flush=True)
-        config = json.dumps({"profile": str(args.profile), "overrides": _overrides(args)})
         with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
-            f.write(config)
+            json.dump(request, f)
             f.flush()
             rc = subprocess.run(
                 [sys.executable, "-m", "snakemake", "--configfile", f.name, "--quiet", "all", *args.snakemake],
                 cwd=jobs[0].run.root).returncode
-        if rc: raise SystemExit(rc)
+        if rc: raise DeescalError(
+            "the series stopped",
+            where=jobs[0].run.data.relative_to(jobs[0].run.root),
+            remedy="see the message above (Snakemake's own log: .snakemake/log); what has finished is kept")
     summary(jobs, start)
 
 # %% ../nbs/00_core.ipynb #cli_summary
@@ -973,6 +1027,7 @@ def summary(jobs, since):
     "Print one screen: what the report says, which jobs ran since the time `since`, and where the report is."
     run = jobs[0].run
     text = run.figures/"summary.txt"
+    if not (run.data/"manifest.json").is_file(): write_manifest(run)
     if text.is_file(): print("\n" + text.read_text().rstrip())
     records = {r["job"]: r for r in job_records(run)}
     ran = [
@@ -1011,7 +1066,7 @@ NEEDS = {
 # %% ../nbs/00_core.ipynb #cli_facts
 def _facts(jobs):
     "What `check` looks at: (state, what, remark), with the state ok, optional or MISSING."
-    run, first = jobs[0].run, jobs[0]
+    run = jobs[0].run
     ok = sys.version_info[:2] in ((3, 11), (3, 12)) and platform.python_implementation() == "CPython"
     yield (
         "ok" if ok else "MISSING",
@@ -1023,8 +1078,7 @@ def _facts(jobs):
             "ok" if found else "MISSING",
             f"input {p or 'data'}",
             "" if found else "give it with DATA=<folder> (or in the profile)")
-    run.data.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(run.data).free / 1e9
+    free = shutil.disk_usage(run.root).free / 1e9
     yield "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free", "" if free > 2 else "2 GB are needed"
     for need in dict.fromkeys(n for j in jobs for n in j.stage.needs):
         what, test, remedy = NEEDS[need]
@@ -1035,15 +1089,17 @@ def _facts(jobs):
 def check(args):
     "Say what a run lacks and what it will do, before it does it. Exit status 1 where something necessary is missing."
     jobs = resolve(args.profile, _overrides(args))
-    facts = list(_facts(jobs))
+    run, facts = jobs[0].run, list(_facts(jobs))
     for state, what, remark in facts: print(f"{state:9} {what}{': ' + remark if remark else ''}")
-    print(f"\n{len(jobs)} jobs of the profile {args.profile}, "
-          f"into data/runs/{jobs[0].run.name}/ and figures/{jobs[0].run.name}/:")
+    if not is_sample(run, jobs[0].params["data"]):
+        print("ok        dialogue is not shown: the input is not the sample that ships")
+    print(f"\n{len(jobs)} jobs of the profile {args.profile}, into data/runs/{run.name}/ and figures/{run.name}/:")
+    runs = set()
     for job in jobs:
-        why = stale(job)
-        before = [j.name for j in job_after(job, jobs)]
-        print(f"  {job.name:24} {'run: ' + '; '.join(why[:2]) if why else 'keep'}"
-              f"{' (after ' + ', '.join(before) + ')' if why and before else ''}")
+        why, behind = stale(job), [j.name for j in job_after(job, jobs) if j.name in runs]
+        if why or behind: runs.add(job.name)
+        what = "run: " + "; ".join(why[:2]) if why else "runs if their tables change" if behind else "keep"
+        print(f"  {job.name:24} {what}{' (after ' + ', '.join(behind) + ')' if behind else ''}")
     print("Calls to a language model: 0. Estimated cost: 0. GPU hours: 0. (No stage of this profile asks a model.)")
     if any(s == "MISSING" for s, *_ in facts): raise SystemExit(1)
 
@@ -1076,10 +1132,11 @@ def publish(args):
             f"the run {run.name!r} is not finished",
             where=run.data,
             remedy="make reproduce, then make publish")
-    if run.name not in ("sample", "micro"):
+    if not is_sample(run, jobs[0].params["data"]):
         raise DeescalError(
-            f"the run {run.name!r} holds real data",
-            remedy="only runs on the fictional sample are published")
+            f"the run {run.name!r} is not made from the sample that ships",
+            where=jobs[0].params["data"],
+            remedy="only fiction is published")
     target = run.root/"figures"/"published"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run.figures, target, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
@@ -1087,8 +1144,10 @@ def publish(args):
 
 # %% ../nbs/00_core.ipynb #cli_main
 def job_command(args):
-    "Run one job of a profile (what Snakemake calls)."
-    jobs = {j.name: j for j in resolve(args.profile, _overrides(args))}
+    "Run one job of a request (what Snakemake calls) or of a profile."
+    if args.request: request = json.loads(Path(args.request).read_text())
+    else: request = {"profile": args.profile, "overrides": _overrides(args)}
+    jobs = {j.name: j for j in resolve(**request)}
     if args.job not in jobs:
         raise ProfileError(f"no job is called {args.job!r}", remedy=did_you_mean(args.job, jobs))
     run_job(jobs[args.job])
@@ -1102,7 +1161,9 @@ def main(argv=None):
     commands = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "job": job_command}
     for name, f in commands.items():
         p = sub.add_parser(name, help=f.__doc__)
-        if name == "job": p.add_argument("job", help="name of the job")
+        if name == "job":
+            p.add_argument("job", help="name of the job")
+            p.add_argument("--request", default="", help="file with profile and overrides, in place of options")
         p.add_argument("--profile", default="sample", help="name or path of a profile")
         p.add_argument("--data", default="", help="folder of released transcripts: corpus.data")
         p.add_argument("--run", default="", help="name of the run: run.name")

@@ -5,40 +5,44 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'TOKEN_COUNTER', 'PLATFORMS', 'ROLE_WORDS', 'decode', 'read_records', 'count_records', 'parse_file',
            'start_seconds', 'count_words', 'count_tokens', 'find_transcripts', 'raw_sha256', 'read_folder',
-           'read_transcripts', 'assign_roles', 'summarize_scenarios', 'summarize_platforms', 'corpus_accounting']
+           'read_transcripts', 'require_turns', 'assign_roles', 'summarize_scenarios', 'summarize_platforms',
+           'corpus_accounting']
 
 # %% ../nbs/06_corpus.ipynb #imports
-import csv, hashlib, io, itertools, re, sys, unicodedata
+import csv, hashlib, io, itertools, os, re, sys, unicodedata
 from collections import Counter
 from pathlib import Path
 
 import polars as pl
 from tqdm import tqdm
 
-from .core import InputError, Run, account, digest, file_sha256, safe_id, TABLES
+from .core import InputError, Run, account, digest, safe_id, TABLES
 
 # %% ../nbs/06_corpus.ipynb #decode
+_BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+
 def decode(data):
     """Text of `data` (bytes) and the encoding it was read with.
 
-    UTF-8, UTF-16 or UTF-32 with a byte order mark, else cp1252 (Latin-1 where cp1252 has no character)."""
-    for bom, name in (
-        (b"\xff\xfe\0\0", "utf-32"),
-        (b"\0\0\xfe\xff", "utf-32"),
-        (b"\xff\xfe", "utf-16"),
-        (b"\xfe\xff", "utf-16"),
-    ):
-        if data.startswith(bom):
-            try: return data.decode(name), name
-            except UnicodeDecodeError: break
-    for name in ("utf-8-sig", "cp1252"):
-        try: return data.decode(name), name.removesuffix("-sig")
-        except UnicodeDecodeError: pass
-    return data.decode("latin-1"), "latin-1"
+    UTF-16 and UTF-32 by their byte order mark (UTF-16 without one by its NULs); UTF-8; UTF-8 with replacement
+    characters ('utf-8 damaged') where valid sequences outnumber the damaged ones; else cp1252, or Latin-1 where
+    cp1252 has no character."""
+    for bom, name in _BOMS.items():
+        if data.startswith(bom): return data.decode(name, errors="replace"), name
+    for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if len(data) > 8 and data[start::2].count(0) > 0.8 * (len(data) // 2):
+            return data.decode(name, errors="replace"), name
+    try: return data.decode("utf-8-sig"), "utf-8"
+    except UnicodeDecodeError: pass
+    text = data.decode("utf-8-sig", errors="replace")
+    damaged = text.count("\ufffd")
+    if sum(c > "\x7f" for c in text) - damaged > damaged: return text, "utf-8 damaged"
+    try: return data.decode("cp1252"), "cp1252"
+    except UnicodeDecodeError: return data.decode("latin-1"), "latin-1"
 
 # %% ../nbs/06_corpus.ipynb #read_records
 _ROW_START = re.compile(r'"?[0-9]{1,3}:[0-9]{2}(?::[0-9]{2})?"?,')
-_END = "\0end of file\0"
+csv.field_size_limit(sys.maxsize)  # fields of hundreds of kilobytes; the default stops at 128 KiB
 
 def read_records(text):
     """Records of a CSV text as (line, fields, raw).
@@ -46,21 +50,17 @@ def read_records(text):
     `fields` is None where a quote is never closed. Lines count from 1; blank ones are passed over."""
     lines, at = io.StringIO(text, newline="").readlines(), 0
     if lines and not lines[-1].endswith(("\n", "\r")): lines[-1] += "\n"
-    limit = csv.field_size_limit(sys.maxsize)  # fields of hundreds of kilobytes; the default stops at 128 KiB
-    try:
-        while at < len(lines):  # a loop over rows: the csv module is an iterator, and a stray quote sends it back
-            base, reader = at, csv.reader(itertools.chain(itertools.islice(lines, at, None), [_END]))
-            for fields in reader:
-                start, at = at, min(base + reader.line_num, len(lines))
-                if fields == [_END]:
-                    at = len(lines)
-                    break
-                if fields and _END in fields[-1] or any(map(_ROW_START.match, lines[start+1:at])):
-                    yield start + 1, None, lines[start]
-                    at = start + 1
-                    break
-                if fields: yield start + 1, fields, "".join(lines[start:at])
-    finally: csv.field_size_limit(limit)
+    while at < len(lines):  # a loop over rows: the csv module is an iterator, and a stray quote sends it back
+        base, reader = at, csv.reader(itertools.chain(map(lines.__getitem__, range(at, len(lines))), ["end"]))
+        for fields in reader:
+            start, at = at, base + reader.line_num
+            past_end = at > len(lines)  # this record took in the closing sentinel
+            if past_end and start == len(lines): break
+            if past_end or any(map(_ROW_START.match, lines[start+1:at])):
+                yield start + 1, None, lines[start]
+                at = start + 1
+                break
+            if fields: yield start + 1, fields, "".join(lines[start:at])
 
 # %% ../nbs/06_corpus.ipynb #count_records
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"[^,\r\n]*+|(?!")[^,\r\n]*+)'
@@ -160,7 +160,7 @@ def find_transcripts(folder):
         )
     paths = sorted(
         p for sub in ("", "train", "test") for p in (folder/sub).glob("*")
-        if p.suffix.lower() == ".csv" and p.is_file()
+        if p.suffix.lower() == ".csv" and not p.name.startswith(".")
     )
     if not paths:
         raise InputError(
@@ -169,15 +169,15 @@ def find_transcripts(folder):
         )
     taken, out = set(), []
     for p in paths:
-        name = unicodedata.normalize("NFC", p.relative_to(folder).as_posix())
-        sid = safe_id(unicodedata.normalize("NFC", p.stem))
-        renamed = sid.casefold() in taken
-        if renamed: sid = f"{sid[:90]}-{digest(name, length=8)}"
-        taken.add(sid.casefold())
-        platform = p.stem.split("_")[0].lower()
+        name = os.fsencode(p.relative_to(folder)).decode("utf-8", "backslashreplace")
+        stem = plain = safe_id(Path(name).stem)
+        while stem.casefold() in taken:
+            stem = f"{plain.encode()[:80].decode(errors='ignore')}-{digest(name, stem, length=8)}"
+        taken.add(stem.casefold())
+        platform = plain.split("_")[0].lower()
         out.append((
-            p, name, sid, platform if platform in PLATFORMS else "other",
-            p.parent.name if p.parent != folder else "", renamed,
+            p, name, stem, platform if platform in PLATFORMS else "other",
+            p.parent.name if p.parent != folder else "", stem != plain,
         ))
     return out
 
@@ -187,6 +187,13 @@ def raw_sha256(raw):
     return hashlib.sha256(raw.rstrip("\r\n").encode("utf-8", "surrogatepass")).hexdigest()
 
 # %% ../nbs/06_corpus.ipynb #read_folder_rows
+def _read_bytes(path):
+    "(bytes, SHA-256, None) of a file, or (b'', '', (reason, detail)) where it cannot be read."
+    if not path.is_file(): return b"", "", ("not_a_file", "a folder, a broken link or a special file")
+    try: data = path.read_bytes()
+    except OSError as e: return b"", "", ("unreadable", type(e).__name__)
+    return data, hashlib.sha256(data).hexdigest(), None
+
 def read_folder(
     folder,        # with *.csv, train/*.csv, test/*.csv
     scenarios=0,   # read only the first that many files (0: all)
@@ -200,8 +207,8 @@ def read_folder(
     for path, name, sid, platform, split, renamed in tqdm(
         found[:scenarios or None], desc="transcripts", disable=not progress
     ):
-        data = path.read_bytes()
-        good, bad, n, encoding = parse_file(data)
+        data, sha, fault = _read_bytes(path)
+        good, bad, n, encoding = ([], [(0, "file", *fault, "")], 0, "") if fault else parse_file(data)
         extra = ("renamed_id",) if renamed else ()
         rows += [
             (sid, i, name, line, t, label, text, " ".join(repairs + extra))
@@ -209,7 +216,7 @@ def read_folder(
         ]
         rejects += [(name, line, unit, reason, detail, raw_sha256(raw)) for line, unit, reason, detail, raw in bad]
         files.append((
-            name, sid if good else None, platform, split, len(data), file_sha256(path), encoding,
+            name, sid if good else None, platform, split, len(data), sha, encoding,
             n, len(good), sum(b[1] == "row" for b in bad),
         ))
     def frame(table, data): return pl.DataFrame(data, schema=TABLES[table].schema, orient="row")
@@ -255,6 +262,16 @@ def read_transcripts(folder, scenarios=0):
     One row an utterance; every source record is in one of the two. Format: DOI 10.7910/DVN/CWMCZI."""
     turns, rejects, _ = read_folder(folder, scenarios)
     return turns, rejects
+
+# %% ../nbs/06_corpus.ipynb #require
+def require_turns(turns, rejects, folder):
+    "Raise `InputError` where no turn is left, with the reasons of the first files."
+    if len(turns): return
+    first = rejects.select("file", "reason").unique(maintain_order=True).head(3).rows()
+    raise InputError(
+        "not a single turn could be read",
+        where=f"{folder} ({', '.join(f'{f}: {r}' for f, r in first)})",
+        remedy=f"a transcript has the columns {', '.join(COLUMNS)}")
 
 # %% ../nbs/06_corpus.ipynb #role_words
 ROLE_WORDS = {

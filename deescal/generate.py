@@ -60,12 +60,16 @@ def best_constant(
     def mean_rouge(tried, against):
         a, b = encode_tokens(tried, against)
         # a decoder loop of thousands of words tells nothing about replies
-        keep = [i for i, x in enumerate(b) if len(x) <= 400]
-        b = [b[i] for i in keep]
+        b = [x for x in b if len(x) <= 400]
         lengths = np.array([len(x) for x in b], dtype=float)
         shared = process.cdist(a, b, scorer=LCSseq.similarity, dtype=np.int32, workers=1)
         return (2 * shared / np.maximum(np.array([[len(x)] for x in a]) + lengths, 1)).mean(axis=1)
     tried = pick(sorted({r for r in references if 0 < len(rouge_tokens(r)) <= 30}), candidates)
+    if not tried:
+        raise DeescalError(
+            "no training reply has between 1 and 30 tokens (letters a-z and digits)",
+            where="table points, split train",
+            remedy="look at the references there; leave 'constant' out of run.systems")
     order = np.argsort(-mean_rouge(tried, pick(list(references), 1000)), kind="stable")[:finalists]
     finals = sorted(tried[i] for i in order)
     return finals[int(np.argmax(mean_rouge(finals, list(references))))]
@@ -105,6 +109,8 @@ def tfidf_replies(train, asked, messages, seed, block=512):
     TF-IDF, cosine similarity, ties to the first.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
+    if not train["prompt"].str.contains(r"\w").any():
+        return _replies(asked, [""] * len(asked), ["no_neighbour"] * len(asked))
     v = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     index = v.fit_transform(train["prompt"].to_list())
     asked_for, replies, texts, flags = v.transform(asked["prompt"].to_list()), train["reference"].to_list(), [], []

@@ -131,10 +131,11 @@ def length_table(turns, scenarios):
 # %% ../nbs/14_report.ipynb #cell_text
 def cell_text(value, digits=3):
     "A cell as text: an en dash for nothing, thousands with commas, floats with up to `digits` places."
-    if value is None: return "–"
+    if value is None or value != value: return "–"
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000: value = int(value)
     if isinstance(value, int) and not isinstance(value, bool): return f"{value:,}"
-    return f"{value:.{digits}f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    if isinstance(value, float): return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")
+    return " ".join(str(value).split())
 
 def _align(df): return ["right" if df.schema[c].is_numeric() else "left" for c in df.columns]
 
@@ -160,19 +161,20 @@ def save_table(run, name, df, title, notice=""):
 
     Returns the frame.
     """
-    folder, cells = run.figures/"tables", [[cell_text(v) for v in row] for row in df.rows()]
+    folder, cells = run.figures/"tables", [[cell_text(v) for v in row] for row in df.rows()] or [["–"] * df.width]
+    title, notice = " ".join(title.split()), " ".join(notice.split())
     noted = df.with_columns(pl.lit(notice).alias("note")) if notice else df
     write_text(folder/f"{name}.csv", noted.write_csv())
-    as_is = [[c.replace("|", "\\|") for c in row] for row in cells]
+    head, *as_is = [[c.replace("|", "\\|") for c in row] for row in [df.columns, *cells]]
     note = f"\n\n_{notice}_" if notice else ""
     write_text(
         folder/f"{name}.md",
         f"**{title}**{note}\n\n" + tabulate(
-            as_is, headers=df.columns, tablefmt="pipe",
-            colalign=_align(df) if cells else None, disable_numparse=True) + "\n")
+            as_is, headers=head, tablefmt="pipe",
+            colalign=_align(df), disable_numparse=True) + "\n")
     body = tabulate(
         cells, headers=[c.replace("_", " ") for c in df.columns], tablefmt="latex_booktabs",
-        colalign=_align(df) if cells else None, disable_numparse=True)
+        colalign=_align(df), disable_numparse=True)
     write_text(
         folder/f"{name}.tex",
         f"% {title}\n" + (f"% {notice}\n" if notice else "") + body.replace("–", "--") + "\n")
@@ -238,7 +240,8 @@ def lengths_figure(turns, scenarios):
 def scores_figure(table):
     "ROUGE-L of the paper's systems and of ours, one line a system. Returns (figure, alt text)."
     from matplotlib.figure import Figure
-    t = table.filter(metric="rouge_l").with_columns(pl.coalesce("ours", "paper").alias("shown")).sort("shown")
+    t = table.filter(metric="rouge_l").with_columns(pl.coalesce("ours", "paper").alias("shown"))
+    t = t.sort("shown", "model", "variant")
     fig = Figure(figsize=(9.5, 0.3 * len(t) + 1.3), layout="constrained")
     ax = fig.subplots()
     for i, r in enumerate(t.rows(named=True)):

@@ -28,6 +28,14 @@ def test_folder_hash_sees_names_and_contents_not_dates(tmp_path):
     (tmp_path/"b.csv").write_text("2")
     assert len({first, renamed, path_sha256(tmp_path), path_sha256(tmp_path/"none")}) == 4
 
+def test_a_linked_folder_is_followed(tmp_path):
+    (tmp_path/"real").mkdir()
+    (tmp_path/"data").mkdir()
+    (tmp_path/"data"/"train").symlink_to(tmp_path/"real")
+    before = path_sha256(tmp_path/"data")
+    (tmp_path/"real"/"a.csv").write_text("1")
+    assert path_sha256(tmp_path/"data") != before
+
 # %% ../nbs/00_core.ipynb #safe_id_test
 @given(st.text(max_size=300))
 def test_ids_are_safe_as_file_names(text):
@@ -130,6 +138,16 @@ def profile_file(tmp_path):
     ("run: {lesson: 1}", ["lesson", "bool"]),
     ("corpus: {data: 3}", ["corpus.data", "str"]),
     ("generate: {system: x}", ["generate.system"]),
+    ("generate: {systems: [constant]}", ["generate.systems"]),
+    ("corpus: {run_name: x}", ["corpus.run_name"]),
+    ("corpus: {scenarios: -3}", ["corpus.scenarios", "0.."]),
+    ("examples: {test_fraction: .nan}", ["examples.test_fraction", "0..0.9"]),
+    ("examples: {other: maybe}", ["examples.other", "drop or context"]),
+    ("run: {systems: [a, a]}", ["run.systems", "once"]),
+    ("run: {systems: []}", ["run.systems"]),
+    ("run: {systems: [a/b]}", ["run.systems"]),
+    ("run: [a]", ["section 'run'"]),
+    ("plain text", ["sections"]),
     ("a: [", ["YAML"])])
 def test_a_wrong_name_or_type_in_a_profile_is_named(profile_file, text, words):
     with pytest.raises(ProfileError) as e: load_profile(profile_file(text))
@@ -148,7 +166,13 @@ def test_every_profile_resolves_and_the_defaults_are_those_of_sample():
     declared = stage_parameters()
     for job in resolve("sample"):
         assert ({k: v for k, v in job.params.items() if k != "system"}
-                == {k: d for k, (_, d) in declared[job.stage.name].items() if k != "system"})
+                == {k: p.default for k, p in declared[job.stage.name].items() if k != "system"})
+
+def test_dialogue_is_shown_and_called_fiction_only_where_it_is():
+    for profile in ("sample", "micro"):
+        ours, other = resolve(profile), resolve(profile, {"corpus.data": "elsewhere", "run.show_text": True})
+        assert all(j.params.get("show_text", True) for j in ours) and ours[-1].params["notice"]
+        assert not any(j.params.get("show_text", False) for j in other) and not other[-1].params["notice"]
 
 # %% ../nbs/00_core.ipynb #source_test
 def test_prose_does_not_change_the_code_hash():
@@ -171,8 +195,15 @@ def test_check_names_what_is_missing(capsys):
     with pytest.raises(SystemExit) as e:
         main(["check", "--profile", "sample", "--data", "no/such/folder", "--run", "check-only"])
     out = capsys.readouterr().out
-    shutil.rmtree(project_root()/"data"/"runs"/"check-only", ignore_errors=True)
     assert e.value.code == 1 and "MISSING   input no/such/folder" in out and "06_corpus" in out
+
+def test_a_semicolon_separates_overrides_only_before_a_name():
+    class Args: set, data, run = ["report.title=One; two {x}; examples.other=context;corpus.scenarios=3"], "", ""
+    assert _overrides(Args) == {"report.title": "One; two {x}", "examples.other": "context", "corpus.scenarios": 3}
+
+def test_only_fiction_is_published(monkeypatch):
+    monkeypatch.setattr(sys.modules[publish.__module__], "stale", lambda job: [])
+    with pytest.raises(SystemExit, match="only fiction"): main(["publish", "--data", "elsewhere", "--run", "nothing"])
 
 def test_pages_escape_their_title():
     import nbformat

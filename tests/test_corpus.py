@@ -25,9 +25,13 @@ def test_any_bytes_decode(data):
     text, encoding = decode(data)
     assert isinstance(text, str) and (not data or encoding)
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
 def test_text_survives_its_encoding(encoding):
-    assert decode("“Où?” – né".encode(encoding))[0] == "“Où?” – né"
+    assert decode("Sir? Stop there, please. “Où?” – né, he said.".encode(encoding))[0] == "Sir? Stop there, please. “Où?” – né, he said."
+
+def test_a_damaged_byte_does_not_garble_a_whole_file():
+    text, encoding = decode("“Où?” “ça”".encode() + b" \xff.")
+    assert text == "“Où?” “ça” \ufffd." and encoding == "utf-8 damaged"
 
 # %% ../nbs/06_corpus.ipynb #count_test
 csv_like = st.lists(
@@ -133,6 +137,23 @@ def test_the_same_id_twice_keeps_both_apart(tmp_path):
         train__YouTube_1=HEADER + "0:01,A,z\n",
     ))
     assert len(turns) == 3 and turns["scenario_id"].n_unique() == 3 and (turns["repairs"] == "renamed_id").sum() == 2
+
+def test_odd_file_names_and_what_is_no_file(tmp_path):
+    names = {"caf\u00e9": HEADER + "0:01,A,y\n", "cafe\u0301": HEADER + "0:01,A,z\n", ".hidden": "no"}
+    folder_of(tmp_path, a=HEADER + "0:01,A,x\n", **names)
+    (tmp_path/"b.csv").mkdir()
+    (tmp_path/"c.csv").symlink_to(tmp_path/"nowhere")
+    with open(os.fsencode(tmp_path) + b"/d\xe9.csv", "w") as f: f.write(HEADER + "0:01,A,w\n")
+    turns, rejects, files = read_folder(tmp_path)
+    assert sorted(turns["text"]) == ["w", "x", "y", "z"] and turns["scenario_id"].n_unique() == 4
+    assert dict(rejects.select("file", "reason").rows()) == {"b.csv": "not_a_file", "c.csv": "not_a_file"}
+    assert len(files) == 6 and "d\\xe9.csv" in files["file"].to_list()
+    assert corpus_accounting(turns.with_columns(role=pl.lit("civilian")), rejects, files)["count"][0] == 6
+
+def test_nothing_left_is_an_error_that_says_why(tmp_path):
+    turns, rejects = read_transcripts(folder_of(tmp_path, a="", b="x,y\n1,2\n"))
+    with pytest.raises(InputError, match="a.csv: empty_file, b.csv: missing_column"):
+        require_turns(turns, rejects, tmp_path)
 
 def test_an_empty_or_missing_folder_is_an_error_with_a_remedy(tmp_path):
     for folder in (tmp_path, tmp_path/"none"):

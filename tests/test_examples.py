@@ -98,6 +98,10 @@ def test_points_are_officer_to_civilian_boundaries():
     p = find_points(to_messages(scene), toy_test)
     assert p.select("message", "prompt", "reference").rows() == [(2, "Now.", "Dale. I'm fine."), (5, "Sit.", "No.")]
 
+def test_a_corpus_without_points_is_named():
+    m = to_messages(scene)
+    with pytest.raises(InputError, match="0 train, 1 test"): require_points(find_points(m, toy_test), toy_test, m)
+
 def test_a_medic_before_the_reply_makes_no_point():
     rows = [("A", "officer", "Hi."), ("M", "other", "Pulse."), ("D", "civilian", "Ow.")]
     assert len(find_points(to_messages(toy_turns(*rows), "context"), toy_test)) == 0

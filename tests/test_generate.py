@@ -56,6 +56,10 @@ def test_the_constant_is_the_best_of_an_exhaustive_search():
     means = [rouge_l_scores([t] * len(refs), refs).mean() for t in tried]
     assert rouge_l_scores([best_constant(refs)] * len(refs), refs).mean() == pytest.approx(max(means))
 
+@pytest.mark.parametrize("replies", [["..."], ["不"], ["word " * 31]])
+def test_replies_that_rouge_cannot_read_are_an_error(replies):
+    with pytest.raises(DeescalError, match="between 1 and 30 tokens"): best_constant(replies)
+
 def test_no_training_reply_is_an_error():
     with pytest.raises(DeescalError, match="test_fraction"): best_constant([])
 
@@ -67,6 +71,8 @@ def test_previous_reply_is_the_civilians_last_one_in_that_scenario():
 
 def test_tfidf_answers_with_the_nearest_training_reply_and_flags_strangers():
     assert generate("tfidf", toy_points, toy_messages, 1)["reply"].to_list() == ["No way.", "Dale."]
+    m, p = toy(["?!", "Dale."], ["Zebra?", "What?"])
+    assert generate("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
     m, p = toy(["Your name?", "Dale."], ["Zebra?", "What?"])
     assert generate("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
 

@@ -57,7 +57,15 @@ def test_text_from_data_is_escaped_in_every_format(tmp_path):
             and pl.read_csv(io.StringIO(csv))["label"][0] == EVIL)
     assert all("only a test" in t for t in (md, tex, csv))
 
+def test_an_empty_table_is_a_table(tmp_path):
+    run = Run("t", root=tmp_path)
+    save_table(run, "t", pl.DataFrame(schema={"a|b": pl.String, "n": pl.Int64}), "two\nlines")
+    assert r"a\|b" in (run.figures/"tables"/"t.md").read_text()
+    tex = (run.figures/"tables"/"t.tex").read_text()
+    assert "{lr}" in tex and tex.startswith("% two lines\n")
+
 def test_cells_read_well():
+    assert [cell_text(v) for v in (float("nan"), -0.0, "two\nlines")] == ["–", "0", "two lines"]
     assert [cell_text(v) for v in (None, 1234, 0.5, 11.2, 3.0, -0.25, "x", 285887.0)] == [
         "–", "1,234", "0.5", "11.2", "3", "-0.25", "x", "285,887"]
 

@@ -85,6 +85,10 @@ def test_only_the_metrics_asked_for_and_no_pairs():
     assert score_replies(["a"], ["a"], metrics=("rouge_l",)).columns == ["rouge_l"] and len(score_replies([], [])) == 0
     with pytest.raises(DeescalError, match="rouge_l"): score_replies(["a"], ["a"], metrics=("rougel",))
     with pytest.raises(DeescalError, match="one reference"): score_replies(["a"], [])
+    with pytest.raises(DeescalError, match="reference 1 is None"): score_replies(["a", "b"], ["a", None])
+    assert score_replies(["a\ud800"], ["a"], metrics="rouge_l").columns == ["rouge_l"]
+    same = ["a b c d e"]
+    assert corpus_bleu(same, same) == 1 and score_replies(same, same, "bleu_4").row(0) == (1,)
 
 def test_nothing_asks_the_network(monkeypatch):
     def refuse(*a, **k): raise AssertionError("a metric asked the network")

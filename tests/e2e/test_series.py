@@ -64,6 +64,44 @@ def test_an_upstream_change_without_effect_stops_there(checkout):
     assert "nothing was run" in checkout.reproduce().stdout
 
 
+def test_braces_quotes_and_semicolons_pass_through(checkout):
+    before = checkout.records()
+    checkout.reproduce("--set", "report.title=A {brace}; a 'quote' and a $HOME")
+    assert checkout.ran(before) == {"14_report"}
+    assert "A {brace}; a &#x27;quote&#x27; and a $HOME" in (checkout.root / "figures/micro/report.html").read_text()
+    checkout.reproduce()
+
+
+def test_a_page_that_is_gone_is_made_again(checkout):
+    before = checkout.records()
+    (checkout.root / "figures/micro/notebooks/07_audit.html").unlink()
+    checkout.reproduce()
+    assert checkout.ran(before) == {"07_audit"}
+
+
+HEADER = "start_time,speaker_label,transcript\n"
+
+
+@pytest.mark.parametrize("name, files, words", [
+    ("rejected", {"a": "", "b": "x,y\n1,2\n"}, ["not a single turn", "a.csv: empty_file", "remedy"]),
+    ("alone", {"a": HEADER + "0:01,[Officer],Hi.\n0:02,Dale,Yes.\n"}, ["no point to learn from", "1 train, 0 test", "examples.test_fraction"]),
+    ("onesided", {f"s{i}": HEADER + "0:01,[Officer],Hi.\n" for i in range(6)}, ["no point to learn from", "0 of civilians"]),
+])
+def test_a_corpus_too_small_or_one_sided_is_an_error_with_a_remedy(checkout, name, files, words):
+    folder = checkout.root / "data" / name
+    folder.mkdir()
+    for stem, text in files.items():
+        (folder / f"{stem}.csv").write_text(text)
+    r = checkout.reproduce("--run", name, "--data", f"data/{name}", ok=False)
+    assert r.returncode and all(w in r.stdout + r.stderr for w in words), r.stdout + r.stderr
+    assert "Traceback" not in r.stdout + r.stderr
+
+
+def test_real_data_is_neither_called_fiction_nor_published(checkout):
+    r = checkout.deescal("publish", "--profile", "micro", "--data", "data/onesided", ok=False)
+    assert r.returncode and not (checkout.root / "figures/published/notebooks/06_corpus.ipynb").exists()
+
+
 def test_a_table_changed_on_disk_is_made_again(checkout):
     before, path = checkout.records(), checkout.root / "data/runs/micro/tables/groups.parquet"
     whole = path.read_bytes()
@@ -111,8 +149,12 @@ def test_a_second_process_on_the_same_run_is_told_so(checkout):
     p = subprocess.Popen([sys.executable, "-c", code], env=checkout.env, stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline().strip() == "held"
+        def plans():
+            return {p: p.read_bytes() for d in ("params", "jobs") for p in (checkout.root / "data/runs/micro" / d).iterdir()}
+        before = plans()
         r = checkout.reproduce("--set", "report.title=Locked", ok=False)
         assert r.returncode and "is being executed by another process" in r.stdout + r.stderr
+        assert plans() == before, "a refused command changed the run"
     finally:
         p.kill()
         p.wait()
@@ -148,6 +190,7 @@ def test_nothing_from_the_data_shows_or_runs_where_text_may_not_be_shown(checkou
             text = p.read_text()
             assert "zebraquartz" not in text, p
             assert p.suffix not in (".html", ".svg") or "<script>alert" not in text, p
+            assert "Fictional sample" not in text or p.suffix == ".ipynb" or "notebooks" in p.parts, p
 
 
 def test_the_report_needs_no_network(checkout):
