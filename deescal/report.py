@@ -227,8 +227,8 @@ def lengths_figure(turns, scenarios):
         if mark:
             ax.axvline(mark, color="black", linewidth=1, linestyle="--")
             ax.annotate(
-                f" {mark:,}", (mark, 0.86), xycoords=("data", "axes fraction"),
-                va="top", ha="left", fontsize=9)
+                f" {mark:,} ", (mark, 0.97), xycoords=("data", "axes fraction"),
+                va="top", ha="right" if mark < np.median(v) else "left", fontsize=9)
     cut, n = (scenarios["tokens"] > 2048).sum(), len(scenarios)
     finding = (
         f"{cut:,} of {n:,} scenarios are longer than the published cut at 2,048 tokens; "
