@@ -614,7 +614,8 @@ def _check_value(name, value, parameter, path):
     if name == "run.systems" and (
             not value or len(set(map(str, value))) < len(value) or any(safe_id(v) != v for v in value)):
         raise ProfileError(
-            f"run.systems is {value!r}", where=path, remedy="name at least one system, each once, by letters and digits")
+            f"run.systems is {value!r}",
+            where=path, remedy="name at least one system, each once, by letters and digits")
 
 # %% ../nbs/00_core.ipynb #job_class
 @dataclass(frozen=True)
@@ -862,6 +863,7 @@ def execute(job):
         "PYTHONPATH": os.pathsep.join(filter(None, [str(job.run.root), os.environ.get("PYTHONPATH")])),
         "DEESCAL_ROOT": str(job.run.root),
         "PYTHONHASHSEED": "0",
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # progress bars are text here, in every kernel
         "TOKENIZERS_PARALLELISM": "false"}
     # The kernel talks through sockets in this folder, not over a network port.
     with tempfile.TemporaryDirectory(prefix="dk") as sockets:
