@@ -1009,6 +1009,8 @@ def reproduce(args):
     jobs, start = resolve(path, request["overrides"]), time.time()
     why = {job.name: stale(job) for job in jobs}
     if any(why.values()):
+        lacks = [f"{what}: {remark}" for state, what, remark in _facts(jobs) if state == "MISSING"]
+        if lacks: raise InputError("the run lacks what it needs", where=path.name, remedy="; ".join(lacks))
         print("\n".join(
             f"{n}: will run ({'; '.join(w[:3])}{' ...' if len(w) > 3 else ''})"
             for n, w in why.items() if w), flush=True)

@@ -197,6 +197,11 @@ def test_check_names_what_is_missing(capsys):
     out = capsys.readouterr().out
     assert e.value.code == 1 and "MISSING   input no/such/folder" in out and "06_corpus" in out
 
+def test_a_run_without_its_data_stops_before_it_starts():
+    with pytest.raises(SystemExit, match="DATA=<folder>"): main(["reproduce", "--profile", "release"])
+    with pytest.raises(SystemExit, match="no/such"): main(["reproduce", "--data", "no/such", "--run", "none"])
+    assert not (project_root()/"data"/"runs"/"none").exists()
+
 def test_a_semicolon_separates_overrides_only_before_a_name():
     class Args: set, data, run = ["report.title=One; two {x}; examples.other=context;corpus.scenarios=3"], "", ""
     assert _overrides(Args) == {"report.title": "One; two {x}", "examples.other": "context", "corpus.scenarios": 3}
