@@ -17,8 +17,8 @@ __all__ = ['TABLES', 'STAGES', 'RUN_NAMES', 'STYLE', 'PAGE', 'PACKAGES', 'NEEDS'
 import ast, contextlib, copy, datetime, difflib, hashlib, json, os, platform, re, resource, shutil, subprocess, sys, \
     tempfile
 import time, unicodedata
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -375,10 +375,6 @@ class Run:
 
     @property
     def figures(self): return self.root/"figures"/self.name
-
-    def seed_for(self, *names):
-        "The seed for one use."
-        return derive_seed(self.seed, *names)
 
     def path(self, value):
         "A path from a profile: relative to the project's folder."
@@ -1131,16 +1127,16 @@ def publish(args):
     "Copy a finished run's figures, tables, report and notebooks to figures/published/, replacing what is there."
     jobs = resolve(args.profile, _overrides(args))
     run = jobs[0].run
-    if any(stale(j) for j in jobs):
-        raise DeescalError(
-            f"the run {run.name!r} is not finished",
-            where=run.data,
-            remedy="make reproduce, then make publish")
     if not is_sample(run, jobs[0].params["data"]):
         raise DeescalError(
             f"the run {run.name!r} is not made from the sample that ships",
             where=jobs[0].params["data"],
             remedy="only fiction is published")
+    if any(stale(j) for j in jobs):
+        raise DeescalError(
+            f"the run {run.name!r} is not finished",
+            where=run.data,
+            remedy="make reproduce, then make publish")
     target = run.root/"figures"/"published"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run.figures, target, ignore=shutil.ignore_patterns("*.ipynb", ".*"))

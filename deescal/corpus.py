@@ -9,7 +9,7 @@ __all__ = ['COLUMNS', 'TOKEN_COUNTER', 'PLATFORMS', 'ROLE_WORDS', 'decode', 'rea
            'corpus_accounting']
 
 # %% ../nbs/06_corpus.ipynb #imports
-import csv, hashlib, io, itertools, os, re, sys, unicodedata
+import csv, hashlib, io, itertools, os, re, sys
 from collections import Counter
 from pathlib import Path
 

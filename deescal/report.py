@@ -8,9 +8,8 @@ __all__ = ['UNITS', 'QUANTILES', 'COLOURS', 'HEADINGS', 'compare', 'our_scores',
            'paragraph', 'report_page', 'wide_table']
 
 # %% ../nbs/14_report.ipynb #imports
-import base64, io, json
+import base64, io
 from html import escape
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,7 +17,7 @@ import polars as pl
 from tabulate import tabulate
 
 from .core import (
-    PAGE, STAGES, InputError, Run, atomic, git_revision, hardware, job_records, versions, write_text)
+    PAGE, STAGES, Run, atomic, git_revision, hardware, job_records, versions, write_text)
 
 # %% ../nbs/14_report.ipynb #compare
 def compare(

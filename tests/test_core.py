@@ -206,8 +206,7 @@ def test_a_semicolon_separates_overrides_only_before_a_name():
     class Args: set, data, run = ["report.title=One; two {x}; examples.other=context;corpus.scenarios=3"], "", ""
     assert _overrides(Args) == {"report.title": "One; two {x}", "examples.other": "context", "corpus.scenarios": 3}
 
-def test_only_fiction_is_published(monkeypatch):
-    monkeypatch.setattr(sys.modules[publish.__module__], "stale", lambda job: [])
+def test_only_fiction_is_published():
     with pytest.raises(SystemExit, match="only fiction"): main(["publish", "--data", "elsewhere", "--run", "nothing"])
 
 def test_pages_escape_their_title():

@@ -53,7 +53,7 @@ def test_text_from_data_is_escaped_in_every_format(tmp_path):
             and "1,234,567" in table_html(df))
     save_table(run, "t", df, "T", notice="only a test")
     md, tex, csv = ((run.figures/"tables"/f"t.{e}").read_text() for e in ("md", "tex", "csv"))
-    assert ("& \\|" in md.replace("\\|", "\\|") and r"\& | 50\% \$x\_1\$" in tex
+    assert ("& \\|" in md and r"\& | 50\% \$x\_1\$" in tex
             and pl.read_csv(io.StringIO(csv))["label"][0] == EVIL)
     assert all("only a test" in t for t in (md, tex, csv))
 

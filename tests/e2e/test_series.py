@@ -98,8 +98,8 @@ def test_a_corpus_too_small_or_one_sided_is_an_error_with_a_remedy(checkout, nam
 
 
 def test_real_data_is_neither_called_fiction_nor_published(checkout):
-    r = checkout.deescal("publish", "--profile", "micro", "--data", "data/onesided", ok=False)
-    assert r.returncode and not (checkout.root / "figures/published/notebooks/06_corpus.ipynb").exists()
+    r = checkout.deescal("publish", "--profile", "micro", "--data", "data/elsewhere", ok=False)
+    assert r.returncode and "only fiction is published" in r.stderr
 
 
 def test_a_table_changed_on_disk_is_made_again(checkout):
@@ -162,7 +162,6 @@ def test_a_second_process_on_the_same_run_is_told_so(checkout):
 
 def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
     c = new_checkout
-    edit_cell(c.root / "nbs/06_corpus.ipynb", "counters", lambda s: s)
     nb_path = c.root / "nbs/06_corpus.ipynb"
     nb = nbformat.read(nb_path, as_version=4)
     nb.cells.insert(-1, nbformat.v4.new_code_cell("#| test\ndef test_planted(): assert count_words() is None", id="planted"))
