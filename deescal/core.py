@@ -865,7 +865,7 @@ def execute(job):
     with tempfile.TemporaryDirectory(prefix="dk") as sockets:
         os.environ.update(env)
         own = {"transport": "ipc", "ip": f"{sockets}/k-ipc", "connection_file": f"{sockets}/k.json"}
-        nb = _papermill(job, failed, Config({"KernelManager": own}))
+        nb = _papermill(job, failed, Path(sockets)/"stderr", Config({"KernelManager": own}))
     failed.unlink()
     nb.metadata.pop("papermill", None)
     for c in nb.cells:
@@ -876,12 +876,21 @@ def execute(job):
     return nb
 
 # %% ../nbs/00_core.ipynb #papermill
-def _papermill(job, output, config):
-    """papermill's execution of the job's notebook into `output`.
+def _papermill(job, output, stderr, config):
+    """papermill's execution of the job's notebook into `output`; a failing cell or a dead kernel is a `DeescalError`.
 
-    A failing cell becomes a `DeescalError` that says where to look."""
+    What a cell prints is in the notebook. What the kernel's process prints past it (a kernel that is told to stop may
+    complain about its closed sockets) goes to the file `stderr`, and is shown where the kernel died."""
     import papermill
+    from jupyter_client import AsyncKernelManager
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
+
+    class Kernel(AsyncKernelManager):
+        async def start_kernel(self, **kw):
+            with open(stderr, "wb") as f: await super().start_kernel(stderr=f.fileno(), **kw)
+
+    config.NotebookClient.kernel_manager_class = Kernel
     try:
         return papermill.execute_notebook(
             prepare_notebook(job.notebook, job.params.get("lesson", True)),
@@ -898,6 +907,12 @@ def _papermill(job, output, config):
             f"{job.name} stopped: {e.ename.split('.')[-1]}: " + e.evalue.replace("\n", "\n    "),
             where=output.relative_to(job.run.root),
             remedy="open that notebook: it is executed up to the cell that failed") from e
+    except DeadKernelError as e:
+        said = stderr.read_text(errors="replace").strip()[-2000:]
+        raise DeescalError(
+            f"{job.name} stopped: its kernel died" + (", and said:\n    " + said.replace("\n", "\n    ") if said else ""),
+            where=output.relative_to(job.run.root),
+            remedy="look for what ended the process: too little memory is the usual reason") from e
 
 # %% ../nbs/00_core.ipynb #run_job
 def _peak_mb():

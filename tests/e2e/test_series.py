@@ -174,6 +174,13 @@ def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
     assert r.returncode and "tests of 06_corpus failed" in r.stderr and not c.records()
 
 
+def test_a_kernel_that_dies_is_an_error_with_its_last_words(new_checkout):
+    edit_cell(new_checkout.root / "nbs/06_corpus.ipynb", "run_it", lambda s: "import os\nos.write(2, b'last words')\nos.abort()")
+    r = new_checkout.deescal("job", "06_corpus", "--profile", "micro", ok=False)
+    assert r.returncode and "06_corpus stopped: its kernel died, and said" in r.stderr and "last words" in r.stderr and "remedy" in r.stderr
+    assert "Traceback" not in r.stderr and not new_checkout.records()
+
+
 HOSTILE = "zebraquartz <img src=x onerror=alert(1)> & \\textbf{x} | $1"
 
 
