@@ -138,14 +138,20 @@ def profile_file(tmp_path):
     ("run: {lesson: 1}", ["lesson", "bool"]),
     ("corpus: {data: 3}", ["corpus.data", "str"]),
     ("generate: {system: x}", ["generate.system"]),
-    ("generate: {systems: [constant]}", ["generate.systems"]),
+    ("generate: {system: constant}", ["generate.system"]),
+    ("run: {systems: [constant]}", ["run.systems"]),
     ("corpus: {run_name: x}", ["corpus.run_name"]),
     ("corpus: {scenarios: -3}", ["corpus.scenarios", "0.."]),
     ("examples: {test_fraction: .nan}", ["examples.test_fraction", "0..0.9"]),
     ("examples: {other: maybe}", ["examples.other", "drop or context"]),
-    ("run: {systems: [a, a]}", ["run.systems", "once"]),
-    ("run: {systems: []}", ["run.systems"]),
-    ("run: {systems: [a/b]}", ["run.systems"]),
+    ("run: {baselines: [tfidf, tfidf]}", ["run.baselines", "once"]),
+    ("run: {baselines: 3}", ["run.baselines", "list"]),
+    ("run: {baselines: [a/b]}", ["run.baselines"]),
+    ("models: [tiny]", ["models", "source: [base, tuned]"]),
+    ("models: {tiny: [tune]}", ["models", "tune"]),
+    ("models: {tiny: []}", ["models"]),
+    ("models: {constant: [base]}", ["two models would be called"]),
+    ("models: {./a/m: [base], ./b/m: base}", ["two models would be called 'm'"]),
     ("run: [a]", ["section 'run'"]),
     ("plain text", ["sections"]),
     ("a: [", ["YAML"])])
@@ -165,8 +171,28 @@ def test_every_profile_resolves_and_the_defaults_are_those_of_sample():
     for p in (project_root()/"profiles").glob("*.yml"): assert resolve(p.stem)
     declared = stage_parameters()
     for job in resolve("sample"):
-        assert ({k: v for k, v in job.params.items() if k != "system"}
-                == {k: p.default for k, p in declared[job.stage.name].items() if k != "system"})
+        of_part = ("system", "variant", "model", "source") if job.stage.per == "system" else ()
+        assert ({k: v for k, v in job.params.items() if k not in of_part}
+                == {k: p.default for k, p in declared[job.stage.name].items() if k not in of_part})
+
+def test_a_run_without_a_system_is_an_error(profile_file):
+    with pytest.raises(ProfileError, match="without any system"): resolve(profile_file("run: {baselines: []}"))
+    assert resolve(profile_file("run: {baselines: []}
+models: {tiny: base}"))
+
+def test_a_model_adds_its_jobs_and_its_systems(profile_file):
+    jobs = {j.name: j for j in resolve(profile_file(
+        "run: {baselines: [tfidf]}\nmodels: {qwen: [tuned], own/small-1: base}"))}
+    assert [n for n in jobs if n[:2] in ("08", "09", "10")] == [
+        "08_examples", "08b_base-qwen", "08b_base-own_small-1", "09_finetune-qwen",
+        "10_generate-tfidf", "10_generate-qwen-tuned", "10_generate-own_small-1-base"]
+    assert jobs["10_generate-own_small-1-base"].params["source"] == "own/small-1"
+    assert jobs["11_score"].params["systems"] == ["tfidf", "qwen-tuned", "own_small-1-base"]
+    folders = {n: {p.relative_to(j.run.data).as_posix() for p in job_reads(j) if not p.suffix} for n, j in jobs.items()}
+    assert folders["10_generate-qwen-tuned"] == {"base/qwen", "adapter/qwen"} and not folders["10_generate-tfidf"]
+    assert folders["10_generate-own_small-1-base"] == {"base/own_small-1"}
+    assert [j.name for j in job_after(jobs["10_generate-qwen-tuned"], jobs.values())] == [
+        "08_examples", "08b_base-qwen", "09_finetune-qwen"]
 
 def test_dialogue_is_shown_and_called_fiction_only_where_it_is():
     for profile in ("sample", "micro"):
