@@ -24,5 +24,7 @@ for job in jobs:
         name: job.name.replace("-", "_")
         input: [stamp(a) for a in job_after(job, jobs)]
         output: touch(stamp(job))
+        # a model of the hub wants the machine, or its GPU, for itself
+        threads: workflow.cores if job.params.get("source", "tiny") not in ("", "tiny") else 1
         params: python=shlex.quote(sys.executable), job=job.name, request=str((run.data / "request.json").relative_to(run.root))
         shell: "{params.python} -c 'from deescal.core import main; main()' job {params.job} --request {params.request}"

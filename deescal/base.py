@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TEMPLATE_DATE', 'PROJECTIONS', 'FUSED', 'REGISTRY', 'TEMPLATE', 'resolve_source', 'train_tokenizer', 'ChatFormat',
-           'tiny_model', 'utterance_documents', 'pack', 'seal_checkpoint', 'last_whole_checkpoint', 'train',
-           'base_source', 'load_tokenizer', 'compute_dtype', 'load_base', 'describe_base', 'template_of', 'facts',
-           'make_tiny']
+           'tiny_model', 'utterance_documents', 'quiet', 'set_threads', 'pack', 'seal_checkpoint',
+           'last_whole_checkpoint', 'train', 'base_source', 'load_tokenizer', 'compute_dtype', 'load_base',
+           'describe_base', 'template_of', 'facts', 'make_tiny']
 
 # %% ../nbs/08b_base.ipynb #imports
 import json, math, os, shutil, sys
@@ -148,6 +148,7 @@ def tiny_model(tokenizer, layers, width, length, seed):
     return Qwen2ForCausalLM(Qwen2Config(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
         num_attention_heads=width // 32, num_key_value_heads=width // 64, max_position_embeddings=4 * length,
+        initializer_range=width ** -0.5,  # the usual 0.02 is for thousands of numbers, and lets little through here
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id))
 
@@ -165,6 +166,24 @@ def utterance_documents(
                 for i in range(0, len(ids), length)]
     return out
 
+# %% ../nbs/08b_base.ipynb #quiet
+def quiet():
+    "Leave out what the libraries say on every call: progress of saving a file, hints for other hardware, future names."
+    import logging, warnings
+    for name in ("bitsandbytes", "trl"): logging.getLogger(name).setLevel(logging.ERROR)
+    import datasets, transformers
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+# %% ../nbs/08b_base.ipynb #one_thread
+def set_threads(source):
+    "One thread for a tiny model: its sums are too small to share, and so its numbers do not depend on the cores. Returns the count."
+    import torch
+    if source == "tiny": torch.set_num_threads(1)
+    return torch.get_num_threads()
+
 # %% ../nbs/08b_base.ipynb #pack
 def pack(documents, length):
     """Documents in packs of at most `length` tokens, as a `datasets.Dataset`: input_ids, labels, seq_lengths, names.
@@ -172,7 +191,7 @@ def pack(documents, length):
     No token is cut or lost: a document longer than `length` is an error."""
     import datasets
     from trl import pack_dataset
-    datasets.disable_progress_bars()
+    quiet()
     long = next((d for d in documents if len(d["input_ids"]) > length), None)
     if long:
         raise DeescalError(f"a document of {len(long['input_ids'])} tokens does not fit into {length}", where=long["name"],
@@ -278,12 +297,11 @@ def train(
     """Train `model`: (the model with its best weights, losses, best step).
 
     `losses` has the columns step, split (train, validation) and loss (nats a token)."""
-    import torch, transformers, warnings
+    import torch, transformers
     from safetensors import SafetensorError
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     large = model.num_parameters() > 1e8
     resume = last_whole_checkpoint(folder)
-    warnings.filterwarnings("ignore", message=".*per_device_train_batch_size of 1.*|.*flash.attention.*|.*Flash Attention.*")
     trainer = _trainer(model, tokenizer, packs, validation, _config(folder, settings, large), adapter,
                        _callbacks(settings["steps"], label))
     trainer.remove_callback(transformers.PrinterCallback)
@@ -336,7 +354,7 @@ def compute_dtype():
 def load_base(folder, dtype=None):
     "The model of a base folder, its linear layers in NF4 with double quantisation (Dettmers et al. 2023, 2305.14314)."
     import torch, transformers
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     source, dtype = base_source(folder), dtype or compute_dtype()
     return transformers.AutoModelForCausalLM.from_pretrained(
         source["where"], revision=_revision(source), trust_remote_code=False, use_safetensors=True, dtype=dtype,

@@ -10,8 +10,9 @@ __all__ = ['TABLES', 'STAGES', 'RUN_NAMES', 'DERIVED', 'BASELINES', 'STYLE', 'PA
            'where_we_are', 'notebook_cells', 'directives', 'Parameter', 'notebook_parameters', 'stage_parameters',
            'profile_path', 'load_profile', 'Model', 'Job', 'table_parts', 'job_reads', 'job_writes', 'is_fiction',
            'resolve', 'code_sha256', 'import_closure', 'fingerprint', 'outputs', 'stale', 'plan', 'job_after', 'lock',
-           'prepare_notebook', 'to_html', 'execute', 'run_job', 'versions', 'git_revision', 'gpus', 'hardware',
-           'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify', 'publish', 'job_command', 'main']
+           'prepare_notebook', 'to_html', 'settle_streams', 'execute', 'run_job', 'versions', 'git_revision', 'gpus',
+           'hardware', 'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify', 'publish',
+           'score_command', 'job_command', 'main']
 
 # %% ../nbs/00_core.ipynb #imports
 import ast, contextlib, copy, datetime, difflib, hashlib, importlib, json, os, platform, re, resource, shutil, subprocess, sys, \
@@ -397,6 +398,13 @@ declare("system_scores", "score", "system_id", "means over all scored points, an
     bertscore_f1 float 0-1: mean""")
 
 # %% ../nbs/00_core.ipynb #tables_accounting
+declare("differences", "score", "tuned_id base_id metric", "how far a tuned system is from its base", """
+    tuned_id str: system_id of the tuned one
+    base_id str: of the base
+    metric str: column in `scores`
+    difference float 0-1: tuned less base, mean over scenarios
+    p_value float 0-1: paired permutation test over scenarios, two-sided, not corrected
+    scenarios int: units of the test""")
 declare("metrics", "score", "metric", "which variant of a metric was computed", """
     metric str: column in `scores`
     variant str: tokenisation, smoothing, resources, model
@@ -562,10 +570,10 @@ STAGES = {s.name: s for s in (
     _stage("10_generate", "what would each system say?",
            "messages points", "systems replies generate_timings", per="system", uses=("base", "adapter")),
     _stage("11_score", "how close is that to the real reply?",
-           "points systems replies", "scores system_scores metrics", needs=("wordnet", "punkt", "encoder")),
+           "points systems replies", "scores system_scores differences metrics", needs=("wordnet", "punkt", "encoder")),
     _stage("14_report", "what did we find?",
            "scenarios platforms turns duplicates split points bases base_losses windows coverage losses adapters "
-           "finetune_timings systems replies generate_timings scores system_scores metrics accounting",
+           "finetune_timings systems replies generate_timings scores system_scores differences metrics accounting",
            "", paths=("paper",)))}
 
 # %% ../nbs/00_core.ipynb #where_we_are
@@ -996,6 +1004,16 @@ PAGE = """<!DOCTYPE html>
 </body></html>
 """
 
+# %% ../nbs/00_core.ipynb #settle
+def settle_streams(outputs):
+    "Outputs of a cell with each stream in one piece and of a progress bar what stood there last."
+    import nbformat.v4
+    streams = {o.name: "" for o in outputs if o.output_type == "stream"}
+    for o in outputs:
+        if o.output_type == "stream": streams[o.name] += o.text
+    settled = [nbformat.v4.new_output("stream", name=n, text=re.sub(r"[^\n]*\r(?=[^\n])", "", t)) for n, t in streams.items()]
+    return settled + [o for o in outputs if o.output_type != "stream"]
+
 # %% ../nbs/00_core.ipynb #execute
 def execute(job):
     "Run the job's notebook with papermill; the executed notebook is kept, also when it failed. Returns the notebook."
@@ -1021,8 +1039,7 @@ def execute(job):
     for c in nb.cells:
         c.metadata.pop("papermill", None)
         c.metadata.pop("execution", None)
-        for o in c.get("outputs", []):  # of a progress bar, what stood there last
-            if o.output_type == "stream": o.text = re.sub(r"[^\n]*\r(?=[^\n])", "", o.text)
+        if "outputs" in c: c.outputs = settle_streams(c.outputs)
     with atomic(job.executed) as tmp: nbformat.write(nb, tmp)
     write_text(job.executed.with_suffix(".html"), to_html(nb, job.name))
     return nb
@@ -1313,6 +1330,11 @@ def publish(args):
     print(f"published {run.name} to {target.relative_to(run.root)}")
 
 # %% ../nbs/00_core.ipynb #cli_main
+def score_command(args):
+    "Score replies that were made elsewhere, at the test points of a run."
+    job = next(j for j in resolve(args.profile, _overrides(args)) if j.stage.name == "score")
+    importlib.import_module("deescal.score").score_command(job.run, args.replies, job.params["encoder"])
+
 def job_command(args):
     "Run one job of a request (what Snakemake calls) or of a profile."
     if args.request: request = json.loads(Path(args.request).read_text())
@@ -1328,12 +1350,16 @@ def main(argv=None):
     import argparse
     parser = argparse.ArgumentParser("deescal", description="Reproduce DeEscalWild, stage by stage.")
     sub = parser.add_subparsers(dest="command", required=True)
-    commands = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "job": job_command}
+    commands = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "score": score_command,
+                "job": job_command}
     for name, f in commands.items():
         p = sub.add_parser(name, help=f.__doc__)
         if name == "job":
             p.add_argument("job", help="name of the job")
             p.add_argument("--request", default="", help="file with profile and overrides, in place of options")
+        if name == "score":
+            p.add_argument("--replies", required=True, metavar="FILE.jsonl",
+                           help='JSON Lines: {"scenario_id": ..., "point": ..., "reply": ...}')
         p.add_argument("--profile", default="sample", help="name or path of a profile")
         p.add_argument("--data", default="", help="folder of released transcripts: corpus.data")
         p.add_argument("--run", default="", help="name of the run: run.name")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYSTEM_PROMPT', 'PUBLISHED_CUT', 'RECIPES', 'PUBLISHED', 'RULE', 'segments', 'left_edges', 'scenario_windows',
-           'make_windows', 'supervised_tokens', 'coverage', 'recipe_for', 'attach_to', 'finetune', 'planted_dialogue',
-           'planted_csv', 'loss_figure']
+           'make_windows', 'supervised_tokens', 'coverage', 'recipe_for', 'attach_to', 'finetune', 'save_adapter',
+           'planted_dialogue', 'planted_csv', 'loss_figure']
 
 # %% ../nbs/09_finetune.ipynb #imports
 import json, math, shutil, time
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import FUSED, PROJECTIONS, REGISTRY, ChatFormat, base_source, load_base, load_tokenizer, pack, train
+from .base import FUSED, PROJECTIONS, REGISTRY, ChatFormat, base_source, load_base, load_tokenizer, pack, \
+    set_threads, train
 from .core import AccountingError, DeescalError, InputError, Run, TABLES, account, digest, file_sha256, path_sha256
 
 # %% ../nbs/09_finetune.ipynb #prompt
@@ -175,12 +176,16 @@ def finetune(base, packs, validation, work, settings, source, adapter_dtype="flo
                                 adapter_dtype=getattr(torch, adapter_dtype), label="adapter")
     return model, losses, best, modules
 
+# %% ../nbs/09_finetune.ipynb #save_adapter
+def save_adapter(model, folder, source):
+    "Save the adapter of `model` (safetensors, and a configuration that names the base by its source, not by a path)."
+    model.save_pretrained(folder, save_embedding_layers=False)
+    config = json.loads((Path(folder)/"adapter_config.json").read_text())
+    (Path(folder)/"adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": source}, indent=1))
+    (Path(folder)/"README.md").unlink(missing_ok=True)  # a card with placeholders
+
 # %% ../nbs/09_finetune.ipynb #planted
-RULE = {  # a word in the officer's turn: what the civilian answers
-    "licence": "It is in the glove box, let me get it.",
-    "bag": "That belongs to my brother, ask him.",
-    "hands": "They are up, can you not see?",
-    "dog": "He does not bite, he is only old."}
+RULE = {"licence": "In the car.", "bag": "Ask my brother.", "hands": "They are up.", "dog": "He is old."}
 _FILLER = (
     "listen sir madam now slowly please again over there by the road car wall door house gate today tonight this that "
     "before after we heard somebody called about noise light window street corner garden fence morning evening neighbour "
@@ -191,13 +196,13 @@ def planted_dialogue(
     seed,        # of the choices
     exchanges,   # officer's turn and answer
 ):
-    "A dialogue that follows `RULE`: (start in seconds, speaker label, text) a turn."
+    "A dialogue that follows `RULE`, from a word of the officer to what the civilian answers: (start in seconds, speaker label, text) a turn."
     import random
     r, out = random.Random(seed), []
     for i in range(exchanges):
         cue = r.choice(sorted(RULE))
-        before, after = (" ".join(r.choices(_FILLER, k=r.randint(2, 7))) for _ in "ab")
-        out += [(9 * i, "[Police Officer]", f"{before} {cue} {after}.".capitalize()), (9 * i + 5, "Dale", RULE[cue])]
+        before = " ".join(r.choices(_FILLER, k=r.randint(1, 3)))
+        out += [(9 * i, "[Police Officer]", f"{before} {cue}.".capitalize()), (9 * i + 5, "Dale", RULE[cue])]
     return out
 
 def planted_csv(dialogue):
@@ -211,10 +216,11 @@ def loss_figure(
     best,     # step whose adapter is kept
 ):
     "Loss on civilian tokens against steps, for training and validation: (figure, alt text)."
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     seen = losses.filter(split="validation").sort("step")
     first, low = seen["loss"][0], seen["loss"].min()
-    fig, ax = plt.subplots(figsize=(6.5, 3))
+    fig = Figure(figsize=(7, 3.2), layout="constrained")
+    ax = fig.subplots()
     for side, style in (("train", "-"), ("validation", "--")):
         part = losses.filter(split=side).sort("step")
         ax.plot(part["step"], part["loss"], style, marker=".", color="black" if side == "validation" else "0.55", label=side)
@@ -222,6 +228,5 @@ def loss_figure(
     word = "falls" if low < first else "does not fall"
     ax.set(xlabel="optimizer steps", ylabel="loss (nats a token)", title=f"Validation loss {word}: {first:.2f} to {low:.2f}")
     ax.legend(frameon=False)
-    fig.tight_layout()
     return fig, (f"Loss on civilian tokens over {losses['step'].max()} optimizer steps. Validation: {first:.2f} nats a token "
                  f"at the first measurement, lowest {low:.2f} at step {best}, whose adapter is kept.")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'QUANTILES', 'COLOURS', 'HEADINGS', 'compare', 'our_scores', 'incomparable', 'corpus_table', 'length_table',
-           'cell_text', 'table_html', 'save_table', 'save_figure', 'lengths_figure', 'scores_figure', 'figure_html',
-           'paragraph', 'report_page', 'wide_table']
+           'cell_text', 'table_html', 'save_table', 'save_figure', 'lengths_figure', 'scores_figure', 'coverage_line',
+           'figure_html', 'paragraph', 'report_page', 'wide_table']
 
 # %% ../nbs/14_report.ipynb #imports
 import base64, io
@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from .core import (
     PAGE, STAGES, Run, atomic, git_revision, hardware, job_records, versions, write_text)
+from .finetune import loss_figure
 
 # %% ../nbs/14_report.ipynb #compare
 def compare(
@@ -252,19 +253,30 @@ def scores_figure(table):
         ax.annotate(
             f"{r['shown']:.1f}", (r["shown"], i),
             xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
-    short = [r["model"] if r["variant"] == "baseline" else r["name"] for r in t.rows(named=True)]
+    short = [r["model"] if r["ours"] is not None else r["name"] for r in t.rows(named=True)]
     ax.set(
         yticks=range(len(t)),
         yticklabels=[f"{s} ({v})" for s, v in zip(short, t["variant"])],
         xlabel="ROUGE-L x 100",
         xlim=(0, t["shown"].max() * 1.12))
     ax.grid(axis="x", linewidth=0.3)
-    best = t.filter(pl.col("ours").is_not_null()).sort("ours").row(-1, named=True)
-    finding = (
-        f"The best baseline, '{best['model']}', reaches {best['ours']:.1f} "
-        "(diamonds: ours; circles: the paper's, on another test set)")
+    best = t.filter(pl.col("ours").is_not_null(), variant="baseline").sort("ours").tail(1).rows(named=True)
+    finding = (f"The best baseline, '{best[0]['model']}', reaches {best[0]['ours']:.1f}" if best else "Base and tuned models") + (
+        " (diamonds: ours; circles: the paper's, on another test set)")
     fig.suptitle(finding, fontsize=11)
     return fig, f"Dot plot of ROUGE-L by system. {finding}."
+
+# %% ../nbs/14_report.ipynb #coverage
+def coverage_line(coverage, adapters):
+    "A sentence a tuned model: civilian tokens of the training split, those it learned from, those a cut at 2,048 keeps."
+    lines = []
+    for r in coverage.filter(split="train").join(adapters.select("model", "epochs"), on="model").sort("model").rows(named=True):
+        kept = r["published_cut"] / max(r["civilian_tokens"], 1)
+        lines.append(
+            f"{r['model']}: {r['civilian_tokens']:,} civilian tokens in the training split, {r['supervised_tokens']:,} of them a "
+            f"target in each of {r['epochs']:g} epochs ({r['supervised_tokens'] / max(r['civilian_tokens'], 1):.1%}); "
+            f"cutting each scenario at 2,048 tokens would keep {r['published_cut']:,} ({kept:.1%}).")
+    return lines
 
 # %% ../nbs/14_report.ipynb #page_parts
 def figure_html(svg, alt, caption):

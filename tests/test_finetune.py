@@ -152,16 +152,16 @@ def test_the_same_seed_gives_the_same_adapter(toy_base, tmp_path):
     assert all(torch.equal(one[k], two[k]) for k in one if "lora_" in k)
 
 # %% ../nbs/09_finetune.ipynb #planted_test
-PLANTED = 8  # scenarios, of 40 exchanges each
+PLANTED = 8  # scenarios, of 80 exchanges each
 
 def test_the_planted_corpus_is_what_its_rule_makes():
     from deescal.core import project_root
-    files = {f"youtube_7{k:03}.csv": planted_csv(planted_dialogue(k, 40)) for k in range(PLANTED)}
+    files = {f"youtube_7{k:03}.csv": planted_csv(planted_dialogue(k, 80)) for k in range(PLANTED)}
     found = {p.name: p.read_text() for p in (project_root()/"data"/"planted").glob("*.csv")}
     assert found == files
 
 def test_only_the_word_decides():
     for k in range(PLANTED):
-        turns = planted_dialogue(k, 40)
+        turns = planted_dialogue(k, 80)
         for (_, _, asked), (_, _, said) in zip(turns[::2], turns[1::2]):
             assert [RULE[c] for c in RULE if c in asked.lower().rstrip(".").split()] == [said]

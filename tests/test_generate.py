@@ -4,7 +4,7 @@ import deescal.generate as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/10_generate.ipynb #test_imports
-import random
+import random, subprocess, sys, textwrap
 
 import pytest
 from hypothesis import given, strategies as st
@@ -65,19 +65,19 @@ def test_no_training_reply_is_an_error():
 
 # %% ../nbs/10_generate.ipynb #generate_test
 def test_previous_reply_is_the_civilians_last_one_in_that_scenario():
-    assert generate("previous", toy_points, toy_messages, 1).rows() == [
+    assert baseline_replies("previous", toy_points, toy_messages, 1).rows() == [
         ("s1", 0, "", "nothing_said_before"),
         ("s1", 1, "Why?", "")]
 
 def test_tfidf_answers_with_the_nearest_training_reply_and_flags_strangers():
-    assert generate("tfidf", toy_points, toy_messages, 1)["reply"].to_list() == ["No way.", "Dale."]
+    assert baseline_replies("tfidf", toy_points, toy_messages, 1)["reply"].to_list() == ["No way.", "Dale."]
     m, p = toy(["?!", "Dale."], ["Zebra?", "What?"])
-    assert generate("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
+    assert baseline_replies("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
     m, p = toy(["Your name?", "Dale."], ["Zebra?", "What?"])
-    assert generate("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
+    assert baseline_replies("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
 
 # %% ../nbs/10_generate.ipynb #no_peeking_test
-@pytest.mark.parametrize("system", list(SYSTEMS))
+@pytest.mark.parametrize("system", list(BASELINES))
 def test_no_system_sees_the_reply_it_is_scored_on(system):
     m, p = toy(
         ["Your name?", "Dale.", "Step back.", "No way."],
@@ -89,7 +89,134 @@ def test_no_system_sees_the_reply_it_is_scored_on(system):
     hidden = m.with_columns(
         text=pl.when((pl.col("scenario_id") == "s1") & (pl.col("message") >= last["message"]))
         .then(pl.lit("SECRET")).otherwise("text"))
-    assert generate(system, p.with_columns(**secret), hidden, 1).equals(generate(system, p, m, 1))
+    assert baseline_replies(system, p.with_columns(**secret), hidden, 1).equals(baseline_replies(system, p, m, 1))
 
 def test_an_unknown_system_is_named():
-    with pytest.raises(DeescalError, match="constant"): generate("konstant", toy_points, toy_messages, 1)
+    with pytest.raises(DeescalError, match="constant"): baseline_replies("konstant", toy_points, toy_messages, 1)
+
+# %% ../nbs/10_generate.ipynb #prompts_test
+from deescal.base import ChatFormat, tiny_model, train_tokenizer
+
+toy_format = ChatFormat(train_tokenizer(["Step back, sir. Why? No! I won't."] * 20, 320))
+talk = [(i, "user" if i % 2 == 0 else "assistant", f"Step back {i}." if i % 2 == 0 else f"Why {i}?") for i in range(60)]
+
+@given(st.integers(190, 400), st.integers(1, 30))
+def test_a_prompt_fits_begins_with_the_system_prompt_and_sees_only_the_past(length, point):
+    from deescal.finetune import SYSTEM_PROMPT
+    number = 2 * point - 1
+    [ids] = scenario_prompts(toy_format, talk, [number], length, 20)
+    opening, answer = toy_format.opening(SYSTEM_PROMPT), toy_format.message("assistant", "")[0]
+    assert len(ids) <= length - 20 and ids[:len(opening)] == opening and ids[-len(answer):] == answer
+    asked = sum(toy_format.message("user", f"Step back {number - 1}."), [])
+    assert ids[:-len(answer)][-len(asked):] == asked, "what is answered comes last, whole"
+    hidden = [(i, r, t if i < number else "SECRET") for i, r, t in talk]
+    assert scenario_prompts(toy_format, hidden, [number], length, 20) == [ids]
+    assert scenario_prompts(toy_format, talk, list(range(1, 60, 2)), length, 20)[point - 1] == ids
+
+def test_the_left_edge_stays_for_a_while_and_then_jumps():
+    prompts = scenario_prompts(toy_format, talk, list(range(1, 60, 2)), 300, 20)
+    sizes = np.array([len(p) for p in prompts])
+    jumps = np.flatnonzero(np.diff(sizes) < 0)
+    assert 1 < len(jumps) < 8, "it jumps now and then, not at every point"
+
+# %% ../nbs/10_generate.ipynb #sampling_test
+def draws(settings, n, vocabulary=12):
+    import torch
+    logits = torch.linspace(0, 3, vocabulary)[None]
+    choose = lambda rng: _chooser(settings, rng, [])(torch.zeros((1, 1), dtype=torch.long), logits.clone()).argmax().item()
+    return np.bincount([choose(np.random.default_rng(i)) for i in range(n)], minlength=vocabulary) / n
+
+def test_tokens_are_drawn_as_often_as_the_published_settings_say():
+    settings = {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.0, "decoding": "sampling"}
+    p = np.exp(np.linspace(0, 3, 12) / 0.6)
+    p /= p.sum()
+    kept = np.cumsum(p[::-1])[::-1] - p < 0.9  # the likeliest, up to the one that reaches 0.9
+    p = np.where(kept, p, 0) / p[kept].sum()
+    found = draws(settings, 4000)
+    assert np.abs(found - p).max() < 0.03 and (found[p == 0] == 0).all()
+
+def test_greedy_takes_the_likeliest():
+    settings = {"temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.0, "decoding": "greedy"}
+    assert draws(settings, 5)[-1] == 1
+
+# %% ../nbs/10_generate.ipynb #flags_test
+@pytest.mark.parametrize("text, flags", [
+    ("No, no, no!", ""), ("I said no. No no no no no no. No!", ""), ("Why?", ""), ("  ", "empty"),
+    ("I won't.\nOfficer: Step back.", "speaks_for_officer"), ("[Police Officer] Sir?", "speaks_for_officer"),
+    ("The officer said: go home.", ""), ("no " * 12, "loops"), ("I don't know, " * 4, "loops"),
+    ("Let me go. " * 3, ""), ("I want my lawyer and I want him now. " * 4, "loops")])
+def test_flags(text, flags): assert reply_flags(text, True) == flags
+
+def test_flags_of_the_tokens():
+    assert reply_flags("", False, markers=True) == "limit empty speaks_for_officer"
+
+# %% ../nbs/10_generate.ipynb #replies_test
+from deescal.core import project_root
+
+def toy_replies(work, shard=4, only=None, system_id="toy-1", sample_seed=1, **settings):
+    import torch
+    m, p = toy(*[[f"Step back {s}.", "Why?", "No.", f"Sir {s}!", "Why not?", "No!"] for s in range(3)])
+    asked = p if only is None else p.filter(only)
+    torch.manual_seed(1)
+    model = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval()
+    settings = {"decoding": "sampling", "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.05, "max_new_tokens": 12,
+                "length": 256, "samples": 2} | settings
+    return model_replies(model, toy_format, m, asked, settings, system_id, sample_seed, work, shard)
+
+said = ["scenario_id", "point", "sample", "reply", "flag"]
+
+def test_a_reply_does_not_depend_on_shard_order_or_company(tmp_path):
+    whole = toy_replies(tmp_path/"a").select(said)
+    assert whole["reply"].n_unique() == len(whole) == 18, "an untrained model never says the same twice"
+    assert toy_replies(tmp_path/"b", shard=1).select(said).equals(whole)
+    alone = toy_replies(tmp_path/"c", only=(pl.col("scenario_id") == "s1") & (pl.col("point") == 2)).select(said)
+    assert alone.equals(whole.filter((pl.col("scenario_id") == "s1") & (pl.col("point") == 2)))
+
+@pytest.mark.parametrize("other", [{"system_id": "toy-2"}, {"sample_seed": 2}])
+def test_another_system_or_seed_gives_other_replies(tmp_path, other):
+    assert not set(toy_replies(tmp_path/"a")["reply"]) & set(toy_replies(tmp_path/"b", **other)["reply"])
+
+def test_greedy_replies_are_the_same_in_every_sample(tmp_path):
+    r = toy_replies(tmp_path, decoding="greedy")
+    assert r.group_by("scenario_id", "point").agg(pl.col("reply").n_unique())["reply"].to_list() == [1] * 9
+
+# %% ../nbs/10_generate.ipynb #replies_killed_test
+def test_a_killed_generation_keeps_its_finished_shards(tmp_path):
+    code = """
+        import os, signal, sys
+        sys.path.insert(0, "tests")
+        import deescal.generate as g, test_generate as t
+        made, one = [], g.one_reply
+        def dying(*a):
+            made.append(1)
+            if len(made) == int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+            return one(*a)
+        g.one_reply = dying
+        t.toy_replies(sys.argv[1])"""
+    whole = toy_replies(tmp_path/"whole").select(said)
+    for at, shards in ((2, 0), (7, 1), (15, 3)):
+        work = tmp_path/str(at)
+        r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(work), str(at)], cwd=project_root(), capture_output=True, text=True)
+        assert r.returncode == -9, r.stderr[-2000:]
+        kept = {p: p.stat().st_mtime_ns for p in work.glob("*.parquet")}
+        assert len(kept) == shards
+        assert toy_replies(work).select(said).equals(whole)
+        assert {p: p.stat().st_mtime_ns for p in kept} == kept, "a finished shard was made again"
+
+def test_an_engine_error_is_an_error_row(tmp_path):
+    import torch
+    model = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval()
+    with torch.no_grad(): model.model.norm.weight.fill_(float("nan"))
+    settings = {"decoding": "sampling", "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "max_new_tokens": 4}
+    said = one_reply(model, toy_format, [5, 6, 7], settings, np.random.default_rng(1))
+    assert said["reply"] is None and said["error"] == "RuntimeError: the model's output is not a number" and not said["flag"]
+
+def test_a_reply_ends_at_the_end_of_the_turn_or_is_flagged(tmp_path):
+    import torch
+    model = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval()
+    settings = {"decoding": "greedy", "repetition_penalty": 1.0, "max_new_tokens": 4}
+    with torch.no_grad(): model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+    with torch.no_grad(): model.lm_head.weight[toy_format.stop] = model.model.norm.weight * 0 + 1
+    texts = [one_reply(model, toy_format, [5, i], settings, np.random.default_rng(1)) for i in range(10, 40)]
+    assert {(t["flag"], t["reply_tokens"]) for t in texts if t["reply"] == ""} <= {("empty", 1), ("limit empty speaks_for_officer", 4)}
+    assert any(t["flag"] == "empty" for t in texts) and any("limit" in t["flag"] for t in texts)

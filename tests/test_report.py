@@ -79,6 +79,14 @@ def test_figures_are_the_same_bytes_twice(tmp_path):
         assert a == b and len(a) > 2000
     assert "1 of 2 scenarios" in lengths_figure(turns, scenarios)[1]
 
+# %% ../nbs/14_report.ipynb #coverage_test
+def test_the_coverage_line_says_what_is_learned_and_what_a_cut_keeps():
+    schema = {"model": pl.String, "split": pl.String, "civilian_tokens": pl.Int64, "supervised_tokens": pl.Int64, "published_cut": pl.Int64}
+    table = pl.DataFrame([("m", "train", 1000, 1000, 430), ("m", "validation", 9, 9, 9)], orient="row", schema=schema)
+    assert coverage_line(table, pl.DataFrame({"model": ["m"], "epochs": [2.0]})) == [
+        "m: 1,000 civilian tokens in the training split, 1,000 of them a target in each of 2 epochs (100.0%); "
+        "cutting each scenario at 2,048 tokens would keep 430 (43.0%)."]
+
 # %% ../nbs/14_report.ipynb #page_test
 def test_the_page_is_self_contained_and_escaped():
     html = report_page(

@@ -98,3 +98,52 @@ def test_nothing_asks_the_network(monkeypatch):
 
 def test_an_encoder_that_is_not_there_is_named():
     with pytest.raises(InputError, match="score.encoder"): find_encoder("/no/such/encoder")
+
+# %% ../nbs/11_score.ipynb #means_test
+def test_systems_that_differ_in_chance_alone_are_no_different():
+    r = np.random.default_rng(1)
+    p = [paired_test(r.normal(0.2, 0.1, 60), r.normal(0.2, 0.1, 60), seed=i, resamples=999)[1] for i in range(60)]
+    assert 0 <= sum(x < 0.05 for x in p) <= 8, "one in twenty, by chance"
+    a = r.normal(0.2, 0.1, 60)
+    assert paired_test(a + 0.05 + r.normal(0, 0.05, 60), a)[1] < 0.001 and paired_test(a, a) == (0.0, 1.0)
+
+def test_the_p_value_is_that_of_all_sign_flips():
+    from itertools import product
+    d = np.array([0.3, 0.1, -0.05, 0.2, 0.15, -0.02, 0.08])
+    means = [abs(np.mean(d * s)) for s in product([1, -1], repeat=len(d))]
+    exact = np.mean([m >= abs(d.mean()) - 1e-12 for m in means])
+    assert paired_test(d, np.zeros(7))[1] == pytest.approx(exact)
+
+def test_only_base_and_tuned_of_one_model_are_compared():
+    schema = {"system": pl.String, "system_id": pl.String, "model": pl.String, "revision": pl.String, "variant": pl.String}
+    systems = pl.DataFrame([("a-base", "1", "a", "r", "base"), ("a-tuned", "2", "a", "r", "tuned"), ("b-tuned", "3", "b", "r", "tuned"),
+                            ("previous", "4", "previous", "", "baseline")], orient="row", schema=schema)
+    scores = pl.DataFrame([(i, s, 0, 0, *[0.1 * int(i)] * 4) for i in "1234" for s in "xyz"], orient="row", schema=TABLES["scores"].schema)
+    found = base_against_tuned(scores, systems)
+    assert found.select("tuned_id", "base_id").unique().rows() == [("2", "1")]
+    assert found["difference"].to_list() == pytest.approx([0.1] * 4) and found["scenarios"].to_list() == [3] * 4
+
+# %% ../nbs/11_score.ipynb #file_test
+@pytest.fixture
+def run_with_points(tmp_path):
+    run = Run("r", 1, tmp_path)
+    run.write("points", pl.DataFrame([("s1", 0, "test", 1, "Name?", "Dale."), ("s1", 1, "test", 3, "Why?", "No reason."),
+                                      ("s2", 0, "train", 1, "Hi.", "Hi.")], orient="row", schema=TABLES["points"].schema))
+    return run
+
+def test_replies_from_elsewhere_are_scored(run_with_points, tmp_path):
+    f = tmp_path/"mine.jsonl"
+    f.write_text('{"scenario_id": "s1", "point": 0, "reply": "Dale."}\n\n{"scenario_id": "s1", "point": 0, "reply": "", "sample": 1}\n')
+    scores, means = score_file(run_with_points, f)
+    assert scores["rouge_l"].to_list() == [1.0, 0.0] and means.select("system_id", "points", "unanswered").rows() == [("mine", 2, 1)]
+
+@pytest.mark.parametrize("line, words", [
+    ("{", ["line 2", "not JSON"]), ("[1]", ["line 2", "not an object"]), ('{"scenario_id": "s1", "point": 0}', ["line 2", "reply"]),
+    ('{"scenario_id": "s1", "point": "0", "reply": "x"}', ["line 2", "point is '0'"]),
+    ('{"scenario_id": "s2", "point": 0, "reply": "x"}', ["line 2", "test split"]),
+    ('{"scenario_id": "s1", "point": 1, "reply": "y"}', ["line 2", "line 1"])])
+def test_a_line_that_cannot_be_used_is_named(run_with_points, tmp_path, line, words):
+    f = tmp_path/"mine.jsonl"
+    f.write_text('{"scenario_id": "s1", "point": 1, "reply": "x"}\n' + line + "\n")
+    with pytest.raises(InputError) as e: score_file(run_with_points, f)
+    assert all(w in str(e.value) for w in words) and "remedy" in str(e.value), str(e.value)
