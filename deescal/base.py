@@ -72,6 +72,7 @@ def train_tokenizer(
             show_progress=False))
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>", chat_template=TEMPLATE,
+        additional_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False)
 
 # %% ../nbs/08b_base.ipynb #format

@@ -226,6 +226,10 @@ def load_system(base, adapter=None):
     return model.eval(), ChatFormat(load_tokenizer(base))
 
 # %% ../nbs/10_generate.ipynb #reply
+def _markers(tokenizer):
+    "Tokens that no speech has: those that a tokenizer declares special."
+    return set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+
 def one_reply(model, format, ids, settings, rng):
     "The reply to the prompt `ids`: a dictionary with reply, flag, error, prompt_tokens, reply_tokens, first_s and reply_s."
     import torch
@@ -247,7 +251,7 @@ def one_reply(model, format, ids, settings, rng):
     body = out[:-1] if stopped else out
     text = format.tokenizer.decode(body, skip_special_tokens=True).strip()
     return said | {
-        "reply": text, "flag": reply_flags(text, stopped, bool(set(body) & set(format.tokenizer.all_special_ids))),
+        "reply": text, "flag": reply_flags(text, stopped, bool(set(body) & _markers(format.tokenizer))),
         "reply_tokens": len(out), "first_s": clock[0] - start, "reply_s": time.perf_counter() - start}
 
 # %% ../nbs/10_generate.ipynb #model_replies

@@ -171,7 +171,7 @@ def test_every_profile_resolves_and_the_defaults_are_those_of_sample():
     for p in (project_root()/"profiles").glob("*.yml"): assert resolve(p.stem)
     declared = stage_parameters()
     for job in resolve("sample"):
-        of_part = ("system", "variant", "model", "source") if job.stage.per == "system" else ()
+        of_part = ("system", "variant", "model", "source", "lesson") if job.stage.per == "system" else ()
         assert ({k: v for k, v in job.params.items() if k not in of_part}
                 == {k: p.default for k, p in declared[job.stage.name].items() if k not in of_part})
 

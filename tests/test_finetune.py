@@ -131,7 +131,7 @@ def test_documents_in_a_pack_do_not_see_each_other(toy_base):
     assert torch.allclose(one[60:], alone, atol=1e-4), "a packed document must read as if it were alone"
 
 # %% ../nbs/09_finetune.ipynb #finetune_test
-def tuned(base, work, steps=6):
+def toy_tuned(base, work, steps=6):
     messages, split = toy_corpus()
     documents, _ = make_windows(messages, split, toy_format, 160, "toy")
     settings = recipe_for("tiny", "code", batch=2, learning_rate=0.002) | {"steps": steps, "report_steps": 2, "seed": 1}
@@ -139,7 +139,7 @@ def tuned(base, work, steps=6):
 
 def test_only_the_adapter_is_trained_in_the_numbers_that_are_stated(toy_base, tmp_path):
     import torch
-    model, losses, best, modules = tuned(toy_base, tmp_path)
+    model, losses, best, modules = toy_tuned(toy_base, tmp_path)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert trained and all("lora_" in n and p.dtype == torch.float32 for n, p in trained.items())
     assert any(p.abs().sum() > 0 for n, p in trained.items() if "lora_B" in n), "B starts at zero, so this is training"
@@ -148,7 +148,7 @@ def test_only_the_adapter_is_trained_in_the_numbers_that_are_stated(toy_base, tm
 
 def test_the_same_seed_gives_the_same_adapter(toy_base, tmp_path):
     import torch
-    one, two = (tuned(toy_base, tmp_path/n)[0].state_dict() for n in "ab")
+    one, two = (toy_tuned(toy_base, tmp_path/n)[0].state_dict() for n in "ab")
     assert all(torch.equal(one[k], two[k]) for k in one if "lora_" in k)
 
 # %% ../nbs/09_finetune.ipynb #planted_test

@@ -163,13 +163,13 @@ def toy_replies(work, shard=4, only=None, system_id="toy-1", sample_seed=1, **se
                 "length": 256, "samples": 2} | settings
     return model_replies(model, toy_format, m, asked, settings, system_id, sample_seed, work, shard)
 
-said = ["scenario_id", "point", "sample", "reply", "flag"]
+COLUMNS = ["scenario_id", "point", "sample", "reply", "flag"]
 
 def test_a_reply_does_not_depend_on_shard_order_or_company(tmp_path):
-    whole = toy_replies(tmp_path/"a").select(said)
+    whole = toy_replies(tmp_path/"a").select(COLUMNS)
     assert whole["reply"].n_unique() == len(whole) == 18, "an untrained model never says the same twice"
-    assert toy_replies(tmp_path/"b", shard=1).select(said).equals(whole)
-    alone = toy_replies(tmp_path/"c", only=(pl.col("scenario_id") == "s1") & (pl.col("point") == 2)).select(said)
+    assert toy_replies(tmp_path/"b", shard=1).select(COLUMNS).equals(whole)
+    alone = toy_replies(tmp_path/"c", only=(pl.col("scenario_id") == "s1") & (pl.col("point") == 2)).select(COLUMNS)
     assert alone.equals(whole.filter((pl.col("scenario_id") == "s1") & (pl.col("point") == 2)))
 
 @pytest.mark.parametrize("other", [{"system_id": "toy-2"}, {"sample_seed": 2}])
@@ -193,14 +193,14 @@ def test_a_killed_generation_keeps_its_finished_shards(tmp_path):
             return one(*a)
         g.one_reply = dying
         t.toy_replies(sys.argv[1])"""
-    whole = toy_replies(tmp_path/"whole").select(said)
+    whole = toy_replies(tmp_path/"whole").select(COLUMNS)
     for at, shards in ((2, 0), (7, 1), (15, 3)):
         work = tmp_path/str(at)
         r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(work), str(at)], cwd=project_root(), capture_output=True, text=True)
         assert r.returncode == -9, r.stderr[-2000:]
         kept = {p: p.stat().st_mtime_ns for p in work.glob("*.parquet")}
         assert len(kept) == shards
-        assert toy_replies(work).select(said).equals(whole)
+        assert toy_replies(work).select(COLUMNS).equals(whole)
         assert {p: p.stat().st_mtime_ns for p in kept} == kept, "a finished shard was made again"
 
 def test_an_engine_error_is_an_error_row(tmp_path):
@@ -211,12 +211,17 @@ def test_an_engine_error_is_an_error_row(tmp_path):
     said = one_reply(model, toy_format, [5, 6, 7], settings, np.random.default_rng(1))
     assert said["reply"] is None and said["error"] == "RuntimeError: the model's output is not a number" and not said["flag"]
 
-def test_a_reply_ends_at_the_end_of_the_turn_or_is_flagged(tmp_path):
+# %% ../nbs/10_generate.ipynb #replies_end_test
+@pytest.mark.parametrize("token, reply, flag, length", [
+    ("<|im_end|>", "", "empty", 1), ("<|im_start|>", "", "limit empty speaks_for_officer", 4), ("a", "aaaa", "limit", 4)])
+def test_a_reply_ends_at_the_end_of_the_turn_or_is_flagged(token, reply, flag, length):
     import torch
-    model = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval()
-    settings = {"decoding": "greedy", "repetition_penalty": 1.0, "max_new_tokens": 4}
-    with torch.no_grad(): model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
-    with torch.no_grad(): model.lm_head.weight[toy_format.stop] = model.model.norm.weight * 0 + 1
-    texts = [one_reply(model, toy_format, [5, i], settings, np.random.default_rng(1)) for i in range(10, 40)]
-    assert {(t["flag"], t["reply_tokens"]) for t in texts if t["reply"] == ""} <= {("empty", 1), ("limit empty speaks_for_officer", 4)}
-    assert any(t["flag"] == "empty" for t in texts) and any("limit" in t["flag"] for t in texts)
+    model, ids = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval(), toy_format.ids(token, special=True)
+    model.lm_head = torch.nn.Linear(64, len(toy_format.tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.copy_(torch.nn.functional.one_hot(torch.tensor(ids[0]), len(toy_format.tokenizer)) * 50.0)
+    settings = {"decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.0, "max_new_tokens": 4}
+    said = one_reply(model, toy_format, [5, 6], settings, np.random.default_rng(1))
+    assert (said["reply"], said["flag"], said["reply_tokens"], said["error"]) == (reply, flag, length, "")
+    assert 0 < said["first_s"] <= said["reply_s"]
