@@ -11,8 +11,8 @@ __all__ = ['TABLES', 'STAGES', 'RUN_NAMES', 'DERIVED', 'BASELINES', 'LEFT_OUT', 
            'profile_path', 'load_profile', 'Model', 'Job', 'table_parts', 'job_reads', 'job_writes', 'is_fiction',
            'resolve', 'code_sha256', 'import_closure', 'fingerprint', 'outputs', 'stale', 'plan', 'job_after', 'lock',
            'prepare_notebook', 'to_html', 'settle_streams', 'execute', 'run_job', 'versions', 'git_revision', 'gpus',
-           'hardware', 'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify', 'publish',
-           'score_command', 'job_command', 'main']
+           'processor', 'hardware', 'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify',
+           'publish', 'score_command', 'job_command', 'main']
 
 # %% ../nbs/00_core.ipynb #imports
 import ast, contextlib, copy, datetime, difflib, hashlib, importlib, json, os, platform, re, resource, shutil, subprocess, sys, \
@@ -502,7 +502,8 @@ def read_table(run, table, parts=None):
                 f"the table {table!r} has not been made yet",
                 where=p,
                 remedy=f"run the stage that writes it first: {stage} (make reproduce)")
-    return check_table(pl.concat([pl.DataFrame(schema=TABLES[table].schema), *map(pl.read_parquet, paths)]), table)
+    frames = [check_table(pl.read_parquet(p), table) for p in paths]
+    return check_table(pl.concat([pl.DataFrame(schema=TABLES[table].schema), *frames]), table)
 
 # %% ../nbs/00_core.ipynb #run_io_patch
 Run.write, Run.read = write_table, read_table
@@ -1143,12 +1144,19 @@ def gpus():
         text=True)
     return r.stdout.strip().splitlines() if r.returncode == 0 else []
 
+def processor():
+    "The processor's model in words, where the system tells it."
+    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError: lines = []
+    return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor() or "unknown")
+
 def hardware():
-    "Processor type, cores, memory in GB (10^9 bytes) and GPUs of this machine."
+    "Processor, cores, memory in GB (10^9 bytes) and GPUs of this machine."
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return {
         "system": platform.system(),
         "machine": platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(memory, 1),
         "gpus": gpus()}
@@ -1273,7 +1281,8 @@ def _facts(jobs):
         yield ("ok", what, "") if test() else ("optional", f"{what} not found", remedy)
     for job in jobs:
         if job.stage.facts: yield from importlib.import_module(f"deescal.{job.stage.name}").facts(job)
-    yield ("ok", "; ".join(gpus()), "") if gpus() else ("optional", "no GPU", "everything runs on the CPU")
+    yield ("ok", "; ".join(gpus()), "") if gpus() else (
+        "optional", "no GPU", "everything runs on the CPU; a model of billions of weights takes days there")
 
 # %% ../nbs/00_core.ipynb #cli_check_print
 def check(args):
@@ -1290,7 +1299,11 @@ def check(args):
         if why or behind: runs.add(job.name)
         what = "run: " + "; ".join(why[:2]) if why else "runs if their tables change" if behind else "keep"
         print(f"  {job.name:24} {what}{' (after ' + ', '.join(behind) + ')' if behind else ''}")
-    print("Calls to a language model: 0. Estimated cost: 0. GPU hours: 0. (No stage of this profile asks a model.)")
+    train = [j.part for j in jobs if j.stage.name == "finetune"]
+    large = [j.part for j in jobs if j.stage.name == "base" and j.params["source"] != "tiny"]
+    print(f"Models to tune: {', '.join(train) or 'none'}. Calls to a paid service: 0. Estimated cost: 0.")
+    print("GPU hours: 0." if not large else f"GPU hours: not known before a first run for {', '.join(large)}; "
+          "the paper tuned a model of three billion weights on one GPU of 24 GB.")
     if any(s == "MISSING" for s, *_ in facts): raise SystemExit(1)
 
 # %% ../nbs/00_core.ipynb #cli_verify
@@ -1304,13 +1317,20 @@ def verify(args):
         (p, published/p.relative_to(run.figures))
         for p in sorted((run.figures/"tables").glob("*.csv")) if "timings" not in p.name]
     if run.name == "sample" and published.is_dir():
-        bad += [
+        made, here = (json.loads((p/"manifest.json").read_text()) for p in (published, run.data))
+        same = all(made["hardware"][k] == here["hardware"][k] for k in ("machine", "processor")) \
+            and made["versions"] == here["versions"]
+        differ = [
             f"{b.relative_to(run.root)} differs from the run's"
             for a, b in pairs if not b.is_file() or a.read_bytes() != b.read_bytes()]
+        if differ and not same:  # the last digits of a trained model's numbers depend on the processor, and then its words do
+            print("published on another processor, or with other versions; there a trained model's numbers may differ:",
+                  *differ, sep="\n  ")
+        else: bad += differ
     for line in bad: print(line)
     if bad: raise SystemExit(1)
     print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files are as recorded" + (
-        f", {len(pairs)} tables are as published" if run.name == "sample" and published.is_dir() else ""))
+        f", {len(pairs) - len(differ)} of {len(pairs)} tables are as published" if run.name == "sample" and published.is_dir() else ""))
 
 # %% ../nbs/00_core.ipynb #cli_publish
 def publish(args):
@@ -1330,6 +1350,7 @@ def publish(args):
     target = run.root/"figures"/"published"
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(run.figures, target, ignore=shutil.ignore_patterns("*.ipynb", ".*"))
+    shutil.copy2(run.data/"manifest.json", target)
     print(f"published {run.name} to {target.relative_to(run.root)}")
 
 # %% ../nbs/00_core.ipynb #cli_main

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SYSTEM_PROMPT', 'PUBLISHED_CUT', 'RECIPES', 'PUBLISHED', 'RULE', 'segments', 'left_edges', 'scenario_windows',
            'make_windows', 'supervised_tokens', 'coverage', 'recipe_for', 'attach_to', 'finetune', 'save_adapter',
-           'planted_dialogue', 'planted_csv', 'loss_figure']
+           'model_card', 'planted_dialogue', 'planted_csv', 'loss_figure']
 
 # %% ../nbs/09_finetune.ipynb #imports
 import json, math, shutil, time
@@ -182,7 +182,28 @@ def save_adapter(model, folder, source):
     model.save_pretrained(folder, save_embedding_layers=False)
     config = json.loads((Path(folder)/"adapter_config.json").read_text())
     (Path(folder)/"adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": source}, indent=1))
-    (Path(folder)/"README.md").unlink(missing_ok=True)  # a card with placeholders
+    (Path(folder)/"README.md").unlink(missing_ok=True)  # a card of placeholders; `model_card` writes ours
+
+# %% ../nbs/09_finetune.ipynb #model_card
+def model_card(row):
+    "The adapter's model card as Markdown: what it is, what it is for, and what it must not be used for."
+    facts = "\n".join(f"| {k.replace('_', ' ')} | {v} |" for k, v in row.items())
+    return f"""# A civilian for de-escalation training: adapter for {row['model']}
+
+An adapter (LoRA) tuned on the civilian's turns of police-civilian dialogue, so that a human officer can practise.
+
+**For** the education and training of human officers, and for research on it. **Not for** predictive policing, for
+profiling people, or for autonomous decisions about them.
+
+**Limits.** It was tuned on transcripts of published videos: what was filmed and uploaded, with possible racial and gender
+bias, transcription errors, and words alone. It can be abusive, and what it says of the law or of facts means nothing.
+{"The base is a tiny model trained on the spot: this adapter shows that the series runs and is of no use for training."
+ if row["model"] == "tiny" else ""}
+
+| what | value |
+|---|---|
+{facts}
+"""
 
 # %% ../nbs/09_finetune.ipynb #planted
 RULE = {"licence": "In the car.", "bag": "Ask my brother.", "hands": "They are up.", "dog": "He is old."}

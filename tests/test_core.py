@@ -177,8 +177,7 @@ def test_every_profile_resolves_and_the_defaults_are_those_of_sample():
 
 def test_a_run_without_a_system_is_an_error(profile_file):
     with pytest.raises(ProfileError, match="without any system"): resolve(profile_file("run: {baselines: []}"))
-    assert resolve(profile_file("run: {baselines: []}
-models: {tiny: base}"))
+    assert resolve(profile_file("run: {baselines: []}\nmodels: {tiny: base}"))
 
 def test_a_model_adds_its_jobs_and_its_systems(profile_file):
     jobs = {j.name: j for j in resolve(profile_file(

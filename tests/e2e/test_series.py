@@ -12,7 +12,8 @@ import nbformat
 import polars as pl
 import pytest
 
-JOBS = {"06_corpus", "07_audit", "08_examples", "10_generate-constant", "10_generate-previous", "10_generate-tfidf", "11_score", "14_report"}
+JOBS = {"06_corpus", "07_audit", "08_examples", "08b_base-tiny", "09_finetune-tiny", "10_generate-constant", "10_generate-previous",
+        "10_generate-tfidf", "10_generate-tiny-base", "10_generate-tiny-tuned", "11_score", "14_report"}
 
 
 def edit_cell(path, cell_id, change):
@@ -24,7 +25,7 @@ def edit_cell(path, cell_id, change):
 
 def test_a_fresh_checkout_executes_every_stage_and_ends_with_the_report(checkout):
     assert set(checkout.records()) == JOBS
-    assert "Executed 8 of 8 jobs" in checkout.first_output and checkout.first_output.rstrip().endswith("Report: figures/micro/report.html")
+    assert "Executed 12 of 12 jobs" in checkout.first_output and checkout.first_output.rstrip().endswith("Report: figures/micro/report.html")
     manifest = json.loads((checkout.root / "data/runs/micro/manifest.json").read_text())
     assert set(manifest["jobs"]) == JOBS and manifest["versions"]["polars"] == pl.__version__
     assert all(j["peak_mb"] > 10 and j["seconds"] > 0 for j in manifest["jobs"].values())
@@ -116,12 +117,13 @@ def test_two_runs_give_the_same_bytes(checkout):
     one, two = checkout.tables(), checkout.tables("again")
     assert len(one) > 40 and {n for n in one if one[n] != two.get(n)} == set() and one.keys() == two.keys()
     for kind in ("png", "svg"):
+        assert (checkout.root / f"figures/micro/loss-tiny.{kind}").read_bytes() == (checkout.root / f"figures/again/loss-tiny.{kind}").read_bytes()
         assert (checkout.root / f"figures/micro/lengths.{kind}").read_bytes() == (checkout.root / f"figures/again/lengths.{kind}").read_bytes()
 
 
-def start_and_kill(checkout, run, when):
+def start_and_kill(checkout, run, when, *args):
     "Start a run in a session of its own and SIGKILL all of it as soon as `when()` holds."
-    p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run), cwd=checkout.root, env=checkout.env,
+    p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), cwd=checkout.root, env=checkout.env,
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     limit = time.monotonic() + 120
     while not when() and time.monotonic() < limit and p.poll() is None:
@@ -138,10 +140,27 @@ def test_a_killed_run_is_completed_and_finished_stages_are_not_repeated(checkout
     start_and_kill(checkout, "killed", lambda: (figures / "07_audit.failed.ipynb").exists())
     finished = checkout.records("killed")
     assert set(finished) == {"06_corpus"}
-    assert "Executed 7 of 8 jobs" in checkout.reproduce("--run", "killed").stdout
+    assert "Executed 11 of 12 jobs" in checkout.reproduce("--run", "killed").stdout
     assert checkout.records("killed")["06_corpus"] == finished["06_corpus"]
     assert checkout.tables("killed") == checkout.tables()
     assert not [p for p in (data / "tables").rglob("*") if p.suffix == ".tmp"]
+
+
+@pytest.mark.slow
+def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_adapter_and_replies(checkout):
+    data, args = checkout.root / "data/runs/often", ("--set", "generate.shard=40")
+    def checkpoint(stage, step): return lambda: list((data / "work").glob(f"{stage}-tiny/*/checkpoint-{step}/whole.json"))
+    def shards(n): return lambda: len(list((data / "work/generate-tiny-tuned").glob("*/*.parquet"))) >= n
+    for when in (checkpoint("base", 20), checkpoint("finetune", 35), checkpoint("finetune", 105), checkpoint("finetune", 175),
+                 shards(1), shards(2), shards(3)):
+        start_and_kill(checkout, "often", when, *args)
+    checkout.reproduce("--run", "often", *args)
+    whole = checkout.root / "data/runs/micro"
+    for name in ("base/tiny/model.safetensors", "adapter/tiny/adapter_model.safetensors"):
+        assert (data / name).read_bytes() == (whole / name).read_bytes(), name
+    assert checkout.tables("often") == checkout.tables()
+    log = pl.read_parquet(data / "tables/finetune_timings/tiny.parquet").row(0, named=True)
+    assert log["resumed_from"] == 175 and not list((data / "work").rglob("*"))
 
 
 def test_a_second_process_on_the_same_run_is_told_so(checkout):
@@ -201,7 +220,7 @@ def test_nothing_from_the_data_shows_or_runs_where_text_may_not_be_shown(checkou
 
 def test_the_report_needs_no_network(checkout):
     pages = [checkout.root / "figures/micro/report.html", *(checkout.root / "figures/micro/notebooks").glob("*.html")]
-    assert len(pages) == 9
+    assert len(pages) == 13
     for p in pages:
         html = p.read_text()
         assert not re.search(r"""<(?:script|link|iframe)\b|(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(\s*["']?http""", html), p
