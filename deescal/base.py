@@ -210,15 +210,18 @@ def seal_checkpoint(folder):
         {p.name: file_sha256(p) for p in sorted(Path(folder).iterdir()) if p.name != "whole.json"}, indent=1))
 
 def last_whole_checkpoint(
-    folder,   # that holds checkpoint-<step> folders
+    folder,       # that holds checkpoint-<step> folders
+    before=None,  # step that it has to be below: a trainer that resumes at its last step would make one too many
 ):
-    "The latest checkpoint whose files are all there and unchanged, or None; those that are not whole are removed."
-    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
+    "The latest checkpoint whose files are all there and unchanged, or None; those that cannot be used are removed."
+    def step(p): return int(p.name.split("-")[1])
+    found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: -step(p))
     whole = []
     for c in found:
         try: listed = json.loads((c/"whole.json").read_text())
         except (OSError, ValueError): listed = {}
-        if listed and all((c/n).is_file() and file_sha256(c/n) == h for n, h in listed.items()): whole.append(c)
+        late = before is not None and step(c) >= before
+        if listed and not late and all((c/n).is_file() and file_sha256(c/n) == h for n, h in listed.items()): whole.append(c)
         else: shutil.rmtree(c)
     return whole[0] if whole else None
 
@@ -275,7 +278,7 @@ def _config(folder, settings, large):
         per_device_train_batch_size=per_device, per_device_eval_batch_size=per_device,
         gradient_accumulation_steps=max(1, settings["batch"] // per_device),
         lr_scheduler_type="linear", warmup_steps=max(1, round(0.05 * settings["steps"])), weight_decay=0.01,
-        logging_strategy="steps", eval_strategy="steps", save_strategy="steps",
+        logging_strategy="steps", eval_strategy="steps", eval_on_start=not settings.get("resume"), save_strategy="steps",
         logging_steps=each, eval_steps=each, save_steps=each, save_total_limit=3, load_best_model_at_end=True,
         metric_for_best_model="eval_loss", greater_is_better=False, prediction_loss_only=True,
         seed=settings["seed"], data_seed=settings["seed"], full_determinism=False,
@@ -302,8 +305,8 @@ def train(
     from safetensors import SafetensorError
     quiet()
     large = model.num_parameters() > 1e8
-    resume = last_whole_checkpoint(folder)
-    trainer = _trainer(model, tokenizer, packs, validation, _config(folder, settings, large), adapter,
+    resume = last_whole_checkpoint(folder, before=settings["steps"])
+    trainer = _trainer(model, tokenizer, packs, validation, _config(folder, settings | {"resume": resume}, large), adapter,
                        _callbacks(settings["steps"], label))
     trainer.remove_callback(transformers.PrinterCallback)
     if adapter_dtype:
@@ -357,11 +360,16 @@ def load_base(folder, dtype=None):
     import torch, transformers
     quiet()
     source, dtype = base_source(folder), dtype or compute_dtype()
-    return transformers.AutoModelForCausalLM.from_pretrained(
+    model = transformers.AutoModelForCausalLM.from_pretrained(
         source["where"], revision=_revision(source), trust_remote_code=False, use_safetensors=True, dtype=dtype,
         attn_implementation="sdpa", device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
         quantization_config=transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype))
+    for layer in model.modules():
+        # On some processors bitsandbytes would turn the weights, at the first validation, into a form that only infers: from
+        # then on training would go on without the gradients of these layers, and from other values of the base.
+        if hasattr(layer, "support_avx512bf16_for_cpu"): layer.support_avx512bf16_for_cpu = False
+    return model
 
 # %% ../nbs/08b_base.ipynb #describe
 def describe_base(model, source, root):

@@ -949,6 +949,7 @@ def prepare_notebook(path, lesson):
     "The notebook at `path`, ready for papermill: without lesson and test cells where `lesson` is false."
     import nbformat
     nb = nbformat.read(path, as_version=4)
+    if not lesson: nb.cells = [c for c in nb.cells if not c.id.endswith("_read_md")]  # they say what an example shows
     for cell in nb.cells:
         teaches = ("example" in cell.metadata.get("tags", [])
                    or any(d.startswith("test") for d in directives(cell.source)))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import FUSED, PROJECTIONS, REGISTRY, ChatFormat, base_source, load_base, load_tokenizer, pack, \
+from .base import FUSED, PROJECTIONS, REGISTRY, ChatFormat, base_source, last_whole_checkpoint, load_base, load_tokenizer, pack, \
     set_threads, train
 from .core import AccountingError, DeescalError, InputError, Run, TABLES, account, digest, file_sha256, path_sha256
 

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'rouge_tokens', 'encode_tokens', 'rouge_l_scores', 'best_constant', 'constant_replies',
-           'previous_replies', 'tfidf_replies', 'baseline_replies', 'scenario_prompts', 'turns_in_circles',
-           'reply_flags', 'load_system', 'one_reply', 'model_replies', 'model_parts', 'describe_system']
+           'previous_replies', 'tfidf_replies', 'baseline_replies', 'without_model', 'scenario_prompts',
+           'turns_in_circles', 'reply_flags', 'load_system', 'one_reply', 'model_replies', 'model_parts',
+           'describe_system']
 
 # %% ../nbs/10_generate.ipynb #imports
 import json, re, time
@@ -140,6 +141,14 @@ def baseline_replies(system, points, messages, seed):
         raise DeescalError(
             f"no baseline is called {system!r}", where="run.baselines", remedy=did_you_mean(system, BASELINES))
     return BASELINES[system][0](points.filter(split="train"), points.filter(split="test"), messages, seed)
+
+# %% ../nbs/10_generate.ipynb #without_model
+def without_model(said):
+    "Baseline replies with the columns that only a model fills: one sample, no error, no tokens, no times."
+    empty = {"prompt_tokens": pl.Int64, "reply_tokens": pl.Int64, "first_s": pl.Float64, "reply_s": pl.Float64}
+    return said.with_columns(
+        pl.lit(0, dtype=pl.Int64).alias("sample"), pl.lit("").alias("error"),
+        *(pl.lit(None, dtype=t).alias(c) for c, t in empty.items()))
 
 # %% ../nbs/10_generate.ipynb #prompts
 def scenario_prompts(format, messages, asked, length, max_new_tokens):

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['UNITS', 'QUANTILES', 'COLOURS', 'HEADINGS', 'compare', 'our_scores', 'incomparable', 'corpus_table', 'length_table',
            'cell_text', 'table_html', 'save_table', 'save_figure', 'lengths_figure', 'scores_figure', 'coverage_line',
-           'figure_html', 'paragraph', 'report_page', 'wide_table']
+           'sideways', 'figure_html', 'paragraph', 'report_page', 'wide_table']
 
 # %% ../nbs/14_report.ipynb #imports
-import base64, io
+import base64, io, re
 from html import escape
 
 import matplotlib
@@ -134,6 +134,7 @@ def cell_text(value, digits=3):
     if value is None or value != value: return "–"
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000: value = int(value)
     if isinstance(value, int) and not isinstance(value, bool): return f"{value:,}"
+    if isinstance(value, float) and 0 < abs(value) < 0.5 * 10 ** -digits: return f"{value:.2g}"
     if isinstance(value, float): return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")
     return " ".join(str(value).split())
 
@@ -277,6 +278,17 @@ def coverage_line(coverage, adapters):
             f"target in each of {r['epochs']:g} epochs ({r['supervised_tokens'] / max(r['civilian_tokens'], 1):.1%}); "
             f"cutting each scenario at 2,048 tokens would keep {r['published_cut']:,} ({kept:.1%}).")
     return lines
+
+# %% ../nbs/14_report.ipynb #sideways
+def sideways(df, key):
+    "A table of few rows and many columns, turned: one row a column of `df`, one column a row; long hashes are shortened."
+    names = df[key].to_list()
+    def text(v):
+        if isinstance(v, float): return f"{v:.4g}"
+        return v[:12] if isinstance(v, str) and re.fullmatch(r"[0-9a-f]{40,64}", v) else cell_text(v)
+    return pl.DataFrame(
+        [(c.replace("_", " "), *map(text, df[c])) for c in df.columns if c != key], orient="row",
+        schema={"what": pl.String, **{n: pl.String for n in names}})
 
 # %% ../nbs/14_report.ipynb #page_parts
 def figure_html(svg, alt, caption):

@@ -363,7 +363,7 @@ def score_file(run, path, encoder="minilm"):
                         score_replies(pairs["reply"], pairs["reference"], encoder=encoder)], how="horizontal")
     answered = pairs.select("system_id", "scenario_id", "point").unique().group_by("system_id").len("answered")
     total = points.filter(split="test").height
-    means = system_means(pairs, scores).drop("flagged").join(answered, on="system_id").sort("system_id")
+    means = system_means(pairs, scores).drop("flagged").rename({"points": "replies"}).join(answered, on="system_id").sort("system_id")
     return scores, means.with_columns((total - pl.col("answered").cast(pl.Int64)).alias("unanswered")).drop("answered")
 
 def score_command(run, path, encoder):

@@ -125,6 +125,8 @@ def test_only_a_whole_checkpoint_is_used(tmp_path):
     assert last_whole_checkpoint(tmp_path) is None
     nine, ten, unsealed = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10), checkpoint(tmp_path, 11, seal=False)
     assert last_whole_checkpoint(tmp_path) == ten and not unsealed.exists()
+    last = checkpoint(tmp_path, 12)
+    assert last_whole_checkpoint(tmp_path, before=12) == ten and not last.exists()
     (ten/"optimizer.pt").write_bytes(b"planted")
     assert last_whole_checkpoint(tmp_path) == nine and not ten.exists()
     (nine/"adapter_model.safetensors").unlink()
@@ -136,7 +138,7 @@ def weights(model): return {k: v.clone() for k, v in model.state_dict().items()}
 def test_the_loss_falls_and_the_best_step_is_the_lowest_validation_loss(tmp_path):
     (model, losses, best), _ = toy_training(tmp_path/"a", steps=30, report_steps=10)
     seen = losses.filter(split="validation")
-    assert seen["step"].to_list() == [10, 20, 30] and seen["loss"][-1] < seen["loss"][0]
+    assert seen["step"].to_list() == [0, 10, 20, 30] and seen["loss"][-1] < seen["loss"][0]
     assert seen.filter(pl.col("loss") == pl.col("loss").min())["step"][0] == best
 
 def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path):

@@ -151,6 +151,47 @@ def test_the_same_seed_gives_the_same_adapter(toy_base, tmp_path):
     one, two = (toy_tuned(toy_base, tmp_path/n)[0].state_dict() for n in "ab")
     assert all(torch.equal(one[k], two[k]) for k in one if "lora_" in k)
 
+# %% ../nbs/09_finetune.ipynb #finetune_kill_test
+def test_validation_changes_nothing_in_the_base(toy_base, tmp_path):
+    import torch
+    ids = torch.tensor([[5, 6, 7, 8]])
+    def hidden(model):
+        model.train()
+        x = model.get_input_embeddings()(ids).detach().requires_grad_()
+        out = model.model(inputs_embeds=x).last_hidden_state
+        out.sum().backward()
+        return out.detach(), x.grad
+    fresh, model = hidden(load_base(toy_base)), load_base(toy_base)
+    model.eval()
+    with torch.no_grad(): model(input_ids=ids)
+    again = hidden(model)
+    assert torch.equal(fresh[0], again[0]) and torch.equal(fresh[1], again[1]) and again[1].abs().sum() > 0
+
+@pytest.mark.parametrize("kill_at", [2, 4, 6])
+def test_a_tuning_killed_at_a_checkpoint_ends_with_the_same_adapter(toy_base, tmp_path, kill_at):
+    import os, signal, subprocess, sys, textwrap
+
+    import torch
+    from deescal.core import project_root
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, "tests")
+        import deescal.base as b, test_finetune as t
+        seal = b.seal_checkpoint
+        def die(folder):
+            seal(folder)
+            if str(folder).endswith("-" + sys.argv[3]): os.kill(os.getpid(), signal.SIGKILL)
+        b.seal_checkpoint = die
+        t.toy_tuned(Path(sys.argv[1]), Path(sys.argv[2]))"""
+    r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(toy_base), str(tmp_path/"k"), str(kill_at)],
+                       cwd=project_root(), capture_output=True, text=True)
+    assert r.returncode == -signal.SIGKILL, r.stderr[-2000:]
+    whole, resumed = toy_tuned(toy_base, tmp_path/"w"), toy_tuned(toy_base, tmp_path/"k")
+    assert whole[1].equals(resumed[1]) and whole[2] == resumed[2]
+    one, two = whole[0].state_dict(), resumed[0].state_dict()
+    assert all(torch.equal(one[k], two[k]) for k in one if "lora_" in k)
+
 # %% ../nbs/09_finetune.ipynb #planted_test
 PLANTED = 8  # scenarios, of 80 exchanges each
 

@@ -32,6 +32,11 @@ toy_messages, toy_points = toy(
     ["Your name?", "Dale.", "Step back.", "No way."],
     ["Step back now!", "Why?", "Name please?", "Ann."])
 
+# %% ../nbs/10_generate.ipynb #prompts_setup
+from deescal.base import ChatFormat, tiny_model, train_tokenizer
+
+toy_format = ChatFormat(train_tokenizer(["Step back, sir. Why? No! I won't."] * 20, 320))
+
 # %% ../nbs/10_generate.ipynb #rouge_test
 def test_rouge_l_equals_the_reference_implementation():
     from rouge_score.rouge_scorer import RougeScorer
@@ -95,9 +100,6 @@ def test_an_unknown_system_is_named():
     with pytest.raises(DeescalError, match="constant"): baseline_replies("konstant", toy_points, toy_messages, 1)
 
 # %% ../nbs/10_generate.ipynb #prompts_test
-from deescal.base import ChatFormat, tiny_model, train_tokenizer
-
-toy_format = ChatFormat(train_tokenizer(["Step back, sir. Why? No! I won't."] * 20, 320))
 talk = [(i, "user" if i % 2 == 0 else "assistant", f"Step back {i}." if i % 2 == 0 else f"Why {i}?") for i in range(60)]
 
 @given(st.integers(190, 400), st.integers(1, 30))

@@ -135,7 +135,7 @@ def test_replies_from_elsewhere_are_scored(run_with_points, tmp_path):
     f = tmp_path/"mine.jsonl"
     f.write_text('{"scenario_id": "s1", "point": 0, "reply": "Dale."}\n\n{"scenario_id": "s1", "point": 0, "reply": "", "sample": 1}\n')
     scores, means = score_file(run_with_points, f)
-    assert scores["rouge_l"].to_list() == [1.0, 0.0] and means.select("system_id", "points", "unanswered").rows() == [("mine", 2, 1)]
+    assert scores["rouge_l"].to_list() == [1.0, 0.0] and means.select("system_id", "replies", "unanswered").rows() == [("mine", 2, 1)]
 
 @pytest.mark.parametrize("line, words", [
     ("{", ["line 2", "not JSON"]), ("[1]", ["line 2", "not an object"]), ('{"scenario_id": "s1", "point": 0}', ["line 2", "reply"]),
