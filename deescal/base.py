@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TEMPLATE_DATE', 'PROJECTIONS', 'FUSED', 'REGISTRY', 'TEMPLATE', 'resolve_source', 'train_tokenizer', 'ChatFormat',
            'tiny_model', 'utterance_documents', 'quiet', 'set_threads', 'pack', 'seal_checkpoint',
-           'last_whole_checkpoint', 'train', 'base_source', 'load_tokenizer', 'compute_dtype', 'load_base',
-           'describe_base', 'template_of', 'facts', 'make_tiny']
+           'last_whole_checkpoint', 'train', 'base_source', 'load_tokenizer', 'compute_dtype', 'model_class',
+           'load_base', 'attach_to', 'check_model', 'check_length', 'describe_base', 'template_of', 'facts',
+           'make_tiny']
 
 # %% ../nbs/08b_base.ipynb #imports
 import json, math, os, shutil, sys
@@ -39,7 +40,7 @@ def resolve_source(
     "What a source is: (kind, where), with the kind tiny, folder or hub."
     if source == "tiny": return "tiny", "tiny"
     if source in REGISTRY: return "hub", REGISTRY[source][0]
-    folder = Path(root)/Path(source).expanduser()
+    folder = Path(root)/os.path.expanduser(source)
     if (folder/"config.json").is_file(): return "folder", str(folder)
     if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not folder.exists(): return "hub", source
     raise InputError(
@@ -79,7 +80,8 @@ def train_tokenizer(
 class ChatFormat:
     "What a tokenizer writes before and after a message of each role, and the token that ends the civilian's turn."
     def __init__(self, tokenizer):
-        self.tokenizer = tokenizer
+        self.tokenizer, eos = tokenizer, tokenizer.eos_token or ""
+        if not tokenizer.chat_template: self._refuse("its tokenizer has none")
         marks = [f"\ue000{i}\ue001" for i in range(4)]
         chat = [{"role": r, "content": m} for r, m in zip(("user", "assistant", "user", "assistant"), marks)]
         try: text = self.render([{"role": "system", "content": "\ue002"}, *chat])
@@ -90,14 +92,18 @@ class ChatFormat:
         for m in marks: parts = [*parts[:-1], *parts[-1].split(m)]
         if len(parts) != 5: self._refuse("it does not write each message once")
         begin, after_user, after_civilian, again, end = parts
-        prompt = self.render(chat[:1], add_generation_prompt=True).removeprefix(self.render(chat[:1]))
+        if not after_civilian.startswith(end): end = end.removesuffix(eos)  # some end the whole chat with one more token
+        asked, alone = self.render(chat[:1], add_generation_prompt=True), self.render(chat[:1])
+        prompt = asked.removeprefix(alone if asked.startswith(alone) else alone.removesuffix(eos))
         ours = after_civilian.removeprefix(end)
-        if again != after_user or not prompt or not end.strip() or not after_user.endswith(prompt) \
-                or not after_civilian.startswith(end) or not begin.endswith(ours):
+        if again != after_user or not end.strip() or not after_user.endswith(prompt) \
+                or not after_civilian.startswith(end) or not ours or not begin.endswith(ours):
             self._refuse("what it writes around a message depends on more than its role")
         self.around = {"user": (ours, after_user.removesuffix(prompt)), "assistant": (prompt, end)}
         self.begin = begin.removesuffix(ours)
+        self.special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.stop = self.ids(end, special=True)[0]
+        if self.stop not in self.special: self._refuse("the civilian's turn does not end with a special token")
         self._check()
 
     def render(self, messages, **kw):
@@ -105,7 +111,7 @@ class ChatFormat:
 
     def _refuse(self, why):
         raise DeescalError(f"this chat template cannot be used: {why}", where=self.tokenizer.name_or_path or "tokenizer",
-                           remedy="choose a model whose template writes one message after the other")
+                           remedy="choose a model whose template writes one message after the other (an -Instruct model, mostly)")
 
 # %% ../nbs/08b_base.ipynb #format_pieces
 def _ids(self, text, special=False):
@@ -134,7 +140,8 @@ def _check(self):
         whole = self.render([*system, *({"role": r, "content": t} for r, t in chat)])
     else: whole = self.begin + "".join(a + t + b for t, (a, b) in [
         ("You are Dale.", self.around["user"]), *((t, self.around[r]) for r, t in chat)])
-    if self.ids(whole, special=True) != pieces: self._refuse("its pieces are not tokens of the whole")
+    eos = self.tokenizer.eos_token or ""
+    if pieces not in (self.ids(whole, special=True), self.ids(whole.removesuffix(eos), special=True)): self._refuse("its pieces are not tokens of the whole")
 
 ChatFormat.ids, ChatFormat.opening, ChatFormat.message, ChatFormat._check = _ids, _opening, _message, _check
 
@@ -259,6 +266,19 @@ def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
                     remedy="lower the learning rate; or look at these documents, and leave out what is no dialogue")
             return loss
 
+        def prediction_step(self, model, inputs, *args, **kw):
+            n = int((inputs["labels"] != -100).sum())
+            out = super().prediction_step(model, inputs, *args, **kw)
+            self.seen.append((float(out[0]) * n, n))
+            return out
+
+        def evaluation_loop(self, *args, **kw):
+            self.seen = []
+            out = super().evaluation_loop(*args, **kw)
+            total = sum(n for _, n in self.seen)  # the mean over tokens, not over packs of unlike size
+            out.metrics[next(k for k in out.metrics if k.endswith("_loss"))] = sum(s for s, _ in self.seen) / max(total, 1)
+            return out
+
     trainer = Trainer(model=model, args=config, train_dataset=packs, eval_dataset=validation, processing_class=tokenizer,
                       peft_config=adapter, callbacks=callbacks)
     collate = trainer.data_collator
@@ -295,7 +315,6 @@ def train(
     folder,      # for checkpoints; a training that was killed goes on from the last whole one
     settings,    # steps, batch (packs a step), learning_rate, report_steps, seed
     adapter=None,        # a LoraConfig, or None to train all weights
-    adapter_dtype=None,  # a torch dtype: the adapter's weights are kept in it
     label="training",    # of the progress bar
 ):
     """Train `model`: (the model with its best weights, losses, best step).
@@ -309,9 +328,8 @@ def train(
     trainer = _trainer(model, tokenizer, packs, validation, _config(folder, settings | {"resume": resume}, large), adapter,
                        _callbacks(settings["steps"], label))
     trainer.remove_callback(transformers.PrinterCallback)
-    if adapter_dtype:
-        for p in trainer.model.parameters():
-            if p.requires_grad: p.data = p.data.to(adapter_dtype)
+    for p in trainer.model.parameters():  # in bfloat16, which TRL would choose on a quantised base, small steps are lost
+        if p.requires_grad and adapter: p.data = p.data.float()
     try: trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (OSError, RuntimeError, SafetensorError) as e:
         if not _could_not_write(e): raise
@@ -355,14 +373,24 @@ def compute_dtype():
     import torch
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
+def model_class(config):
+    "The class that loads a model of this configuration: a causal language model, alone or with eyes; None if it is neither."
+    import transformers
+    kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
+    return next((k for k in kinds if type(config) in k._model_mapping), None)
+
 def load_base(folder, dtype=None):
     "The model of a base folder, its linear layers in NF4 with double quantisation (Dettmers et al. 2023, 2305.14314)."
     import torch, transformers
     quiet()
     source, dtype = base_source(folder), dtype or compute_dtype()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    if source["kind"] == "folder" and path_sha256(source["where"]) != source["revision"]:
+        raise InputError("a model has changed since this run looked at it", where=source["where"],
+                         remedy="run it again: the change is noticed, and what depends on it is made anew")
+    config = transformers.AutoConfig.from_pretrained(source["where"], revision=_revision(source), trust_remote_code=False)
+    model = model_class(config).from_pretrained(
         source["where"], revision=_revision(source), trust_remote_code=False, use_safetensors=True, dtype=dtype,
-        attn_implementation="sdpa", device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
+        device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
         quantization_config=transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype))
     for layer in model.modules():
@@ -370,6 +398,45 @@ def load_base(folder, dtype=None):
         # then on training would go on without the gradients of these layers, and from other values of the base.
         if hasattr(layer, "support_avx512bf16_for_cpu"): layer.support_avx512bf16_for_cpu = False
     return model
+
+# %% ../nbs/08b_base.ipynb #check_model
+def attach_to(model, source):
+    "Names of the linear layers in `model` that an adapter attaches to; `DeescalError` where it has none of them."
+    here = {name.split(".")[-1] for name, _ in model.named_modules()}
+    wanted = REGISTRY[source][1] if source in REGISTRY else FUSED if "qkv_proj" in here else PROJECTIONS
+    missing = [m for m in wanted if m not in here]
+    if missing:
+        raise DeescalError(
+            f"{type(model).__name__} has no {', '.join(missing)}", where=f"models: {source}",
+            remedy="its layers have other names: add it to REGISTRY in 08b_base with the names that it has")
+    return list(wanted)
+
+def check_model(config, tokenizer, source, folder=None):
+    "Refuse a model that would fail later, judged by its configuration and, in a `folder`, by its weights; returns its size."
+    import torch
+    from safetensors import SafetensorError, safe_open
+    def fail(what, remedy): raise InputError(f"the model {source!r} {what}", where=str(folder or f"models: {source}"), remedy=remedy)
+    kind = model_class(config)
+    if kind is None: fail(f"({type(config).__name__}) is no language model that answers", "choose one for causal language modelling")
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method", "bitsandbytes") != "bitsandbytes":
+        fail("is quantised in another way already", "name its variant in bfloat16: QLoRA quantises by itself")
+    with torch.device("meta"): empty = kind.from_config(config)  # the architecture without its weights
+    attach_to(empty, source)
+    if len(tokenizer) > config.get_text_config().vocab_size:
+        fail(f"has {config.get_text_config().vocab_size} embeddings for {len(tokenizer)} tokens", "use the tokenizer it was trained with")
+    if folder:
+        files = sorted(Path(folder).glob("model*.safetensors"))
+        if not files: fail("has no weights in safetensors", "convert them: files that can hold code are not loaded")
+        for f in files:
+            try: safe_open(f, "pt").keys()
+            except (SafetensorError, OSError) as e: fail(f"has a damaged file, {f.name}: {e}", "copy it again")
+    return empty.num_parameters()
+
+def check_length(base, length):
+    "Refuse a window of `length` tokens where the model of the folder `base` knows fewer positions."
+    known = base_source(base).get("positions") or length
+    if length > known:
+        raise DeescalError(f"a window of {length} tokens", where="length", remedy=f"the model knows {known} positions: choose no more")
 
 # %% ../nbs/08b_base.ipynb #describe
 def describe_base(model, source, root):
@@ -384,14 +451,13 @@ def describe_base(model, source, root):
             f"the model {source!r} cannot be had: {str(e).splitlines()[0]}", where=f"models: {where}",
             remedy="log in with `hf auth login` where it is gated, fetch it with `hf download` where there is no network "
                    "later, or take it out of the section models") from e
+    text, format = config.get_text_config(), ChatFormat(tokenizer)
+    parameters = check_model(config, tokenizer, source, where if kind == "folder" else None)
     revision = path_sha256(where) if kind == "folder" else getattr(config, "_commit_hash", None) or "unknown"
-    if kind == "folder" and not list(Path(where).glob("*.safetensors")):
-        raise InputError(f"the model {source!r} has no weights in safetensors", where=where,
-                         remedy="convert them: files that can hold code are not loaded")
     row = {"model": model, "source": source, "kind": kind, "revision": revision,
-           "architecture": (config.architectures or ["unknown"])[0], "parameters": None, "vocabulary": len(tokenizer),
-           "template": template_of(ChatFormat(tokenizer)), "note": ""}
-    return row, {"kind": kind, "where": where, "revision": revision}
+           "architecture": (config.architectures or ["unknown"])[0], "parameters": parameters, "vocabulary": len(tokenizer),
+           "template": template_of(format), "note": ""}
+    return row, {"kind": kind, "where": where, "revision": revision, "positions": getattr(text, "max_position_embeddings", 0)}
 
 def template_of(format):
     "A chat form in words: what stands around the civilian's message."

@@ -478,7 +478,7 @@ class Run:
 
     def path(self, value):
         "A path from a profile: relative to the project's folder."
-        return self.root/Path(value).expanduser() if value else self.root/"no path given"
+        return self.root/os.path.expanduser(value) if value else self.root/"no path given"
 
     def folder(self, kind, model): return self.data/kind/model
 
@@ -707,7 +707,8 @@ def _check_section(section, values, path, params):
                 f"no parameter is called {key!r}",
                 where=f"{path}, {section}.{key}",
                 remedy=did_you_mean(key, names))
-        _check_value(f"{section}.{key}", value, known[name], path)
+        takers = [p[name] for p in params.values() if name in p] if section == "run" and name not in DERIVED else []
+        for parameter in takers or [known[name]]: _check_value(f"{section}.{key}", value, parameter, path)
     return dict(values or {})
 
 # %% ../nbs/00_core.ipynb #check_value
@@ -721,7 +722,7 @@ def _check_value(name, value, parameter, path):
     if not parameter.accepts(value):
         raise ProfileError(
             f"{name} is {value!r}", where=path, remedy=f"allowed: {parameter.allowed.replace('|', ' or ')}")
-    if name == "run.baselines" and (len(set(map(str, value))) < len(value) or set(value) - set(BASELINES)):
+    if name == "run.baselines" and (len(set(map(str, value))) < len(value) or set(map(str, value)) - set(BASELINES)):
         raise ProfileError(
             f"run.baselines is {value!r}", where=path, remedy=f"name each once, of these: {', '.join(BASELINES)}")
 
@@ -747,7 +748,7 @@ def _check_models(values, path):
             fail(f"{source!r} has the variants {variants!r}", "write it as source: [base], [tuned] or [base, tuned]")
         folder = source.startswith((".", "/", "~"))
         found.append(Model(safe_id(Path(source).name if folder else source.replace("/", "_")), source, tuple(variants)))
-    names = [m.name for m in found] + list(BASELINES)
+    names = [n.replace("-", "_").casefold() for n in (*(m.name for m in found), *(s for m in found for s in m.systems), *BASELINES)]
     doubled = next((n for n in names if names.count(n) > 1), None)
     if doubled: fail(f"two models would be called {doubled!r}", "rename one of the folders")
     return tuple(found)
@@ -801,8 +802,9 @@ def job_writes(job):
 # %% ../nbs/00_core.ipynb #derived
 def _derived(stage, part, parts, models):
     "The parameters of a job that follow from the run: which system or model it is for, and what others there are."
-    model, variant = next(
-        ((m, v) for m in models for v in m.variants if part in (m.name, f"{m.name}-{v}")), (Model("", "", ()), "baseline"))
+    mine = next(((m, v) for m in models for v in m.variants
+                 if part == (f"{m.name}-{v}" if stage.per == "system" else m.name)), None)
+    model, variant = mine or (Model("", "", ()), "baseline")
     return {"systems": list(parts["system"]), "models": list(parts["model"]), "tuned": list(parts["tuned"]),
             "system": part, "model": model.name, "source": model.source, "variant": variant}
 

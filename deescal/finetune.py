@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYSTEM_PROMPT', 'PUBLISHED_CUT', 'RECIPES', 'PUBLISHED', 'RULE', 'segments', 'left_edges', 'scenario_windows',
-           'make_windows', 'supervised_tokens', 'coverage', 'recipe_for', 'attach_to', 'finetune', 'save_adapter',
-           'model_card', 'planted_dialogue', 'planted_csv', 'loss_figure']
+           'make_windows', 'supervised_tokens', 'coverage', 'recipe_for', 'finetune', 'save_adapter', 'model_card',
+           'planted_dialogue', 'planted_csv', 'loss_figure']
 
 # %% ../nbs/09_finetune.ipynb #imports
 import json, math, shutil, time
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import FUSED, PROJECTIONS, REGISTRY, ChatFormat, base_source, last_whole_checkpoint, load_base, load_tokenizer, pack, \
+from .base import ChatFormat, attach_to, check_length, base_source, last_whole_checkpoint, load_base, load_tokenizer, pack, \
     set_threads, train
 from .core import AccountingError, DeescalError, InputError, Run, TABLES, account, digest, file_sha256, path_sha256
 
@@ -150,30 +150,18 @@ def recipe_for(
             | ({"length": 4096} if source in ("granite", "phi") else {})
             | {k: v for k, v in given.items() if v})
 
-def attach_to(model, source):
-    "Names of the linear layers in `model` that an adapter attaches to; `DeescalError` where it has none of them."
-    here = {name.split(".")[-1] for name, _ in model.named_modules()}
-    wanted = REGISTRY[source][1] if source in REGISTRY else FUSED if "qkv_proj" in here else PROJECTIONS
-    missing = [m for m in wanted if m not in here]
-    if missing:
-        raise DeescalError(
-            f"{type(model).__name__} has no {', '.join(missing)}", where=f"models: {source}",
-            remedy="its layers have other names: add it to REGISTRY in 08b_base with the names that it has")
-    return list(wanted)
-
 # %% ../nbs/09_finetune.ipynb #finetune
-def finetune(base, packs, validation, work, settings, source, adapter_dtype="float32"):
+def finetune(base, packs, validation, work, settings, source):
     """Train an adapter for the model in the folder `base`: (the model with it, losses, best step, LoRA modules).
 
     `settings` has rank, alpha, dropout, steps, batch, learning_rate, report_steps and seed."""
-    import torch
     from peft import LoraConfig
     model = load_base(base)
     modules = attach_to(model, source)
     lora = LoraConfig(r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"],
                       target_modules=modules, task_type="CAUSAL_LM")
     model, losses, best = train(model, load_tokenizer(base), packs, validation, work, settings, adapter=lora,
-                                adapter_dtype=getattr(torch, adapter_dtype), label="adapter")
+                                label="adapter")
     return model, losses, best, modules
 
 # %% ../nbs/09_finetune.ipynb #save_adapter
@@ -239,7 +227,7 @@ def loss_figure(
     "Loss on civilian tokens against steps, for training and validation: (figure, alt text)."
     from matplotlib.figure import Figure
     seen = losses.filter(split="validation").sort("step")
-    first, low = seen["loss"][0], seen["loss"].min()
+    first, low = seen["loss"][0], seen.filter(step=best)["loss"][0]
     fig = Figure(figsize=(7, 3.2), layout="constrained")
     ax = fig.subplots()
     for side, style in (("train", "-"), ("validation", "--")):
@@ -250,4 +238,4 @@ def loss_figure(
     ax.set(xlabel="optimizer steps", ylabel="loss (nats a token)", title=f"Validation loss {word}: {first:.2f} to {low:.2f}")
     ax.legend(frameon=False)
     return fig, (f"Loss on civilian tokens over {losses['step'].max()} optimizer steps. Validation: {first:.2f} nats a token "
-                 f"at the first measurement, lowest {low:.2f} at step {best}, whose adapter is kept.")
+                 f"at step {seen['step'][0]}, {low:.2f} at step {best}, whose adapter is kept.")

@@ -18,8 +18,8 @@ from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 from rouge_score.tokenizers import DefaultTokenizer
 
-from .core import DeescalError, Run, TABLES, account, atomic, derive_seed, did_you_mean, digest, hardware, \
-    import_closure, path_sha256
+from .core import DeescalError, InputError, Run, TABLES, account, atomic, derive_seed, did_you_mean, digest, file_sha256, hardware, \
+    import_closure, path_sha256, versions
 
 # %% ../nbs/10_generate.ipynb #rouge_tokens
 _tokenizer = DefaultTokenizer(use_stemmer=False)
@@ -202,13 +202,14 @@ def _chooser(settings, rng, clock):
     return LogitsProcessorList([*steps, Clock()])
 
 # %% ../nbs/10_generate.ipynb #flags
-_OFFICER = re.compile(
-    r"(?m)^\s*\[?\s*(?i:(?:police\s+)?(?:officer|deputy|sergeant|trooper|cop|dispatcher|user))(?:\s+[A-Z\d][\w.'-]*){0,2}\s*[:\]]")
+_OFFICER = re.compile(  # a label at the start of a line or sentence: Officer: / **Officer Smith:** / [Police Officer] / Deputy (calmly):
+    r"(?m)(?:^|[.!?]\s)\s*[*_\[]*\s*(?i:police|(?:police\s+)?(?:officer|deputy|sergeant|trooper|cop|dispatcher|user))"
+    r"(?:\s+[A-Z\d][\w.'-]*){0,2}(?:\s*\([^)\n]{0,30}\))?\s*[*_]*\s*[:\]]")
 
 def turns_in_circles(text, times=4, words=12):
-    "Whether a phrase of up to ten words is said at least `times` times in a row, over at least `words` words."
+    "Whether a phrase of up to thirty words is said at least `times` times in a row, over at least `words` words."
     said = re.findall(r"\w+", text.lower())
-    for n in range(1, 11):
+    for n in range(1, 31):
         run = 0
         for a, b in zip(said, said[n:]):
             run = run + 1 if a == b else 0
@@ -229,16 +230,15 @@ def load_system(base, adapter=None):
     model, on_cpu = load_base(base), not torch.cuda.is_available()
     if on_cpu: model = model.dequantize()
     if adapter:
+        sha = file_sha256(Path(adapter)/"adapter_model.safetensors")
+        if not sha.startswith(json.loads((Path(adapter)/"recipe.json").read_text())["adapter"]):
+            raise InputError("an adapter has changed since it was tuned", where=adapter, remedy="remove it and run again")
         from peft import PeftModel
         model = PeftModel.from_pretrained(model, adapter)
         if on_cpu: model = model.merge_and_unload()
     return model.eval(), ChatFormat(load_tokenizer(base))
 
 # %% ../nbs/10_generate.ipynb #reply
-def _markers(tokenizer):
-    "Tokens that no speech has: those that a tokenizer declares special."
-    return set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
-
 def one_reply(model, format, ids, settings, rng):
     "The reply to the prompt `ids`: a dictionary with reply, flag, error, prompt_tokens, reply_tokens, first_s and reply_s."
     import torch
@@ -254,13 +254,13 @@ def one_reply(model, format, ids, settings, rng):
         with torch.inference_mode():
             out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
                                  logits_processor=_chooser(settings, rng, clock))[0, len(ids):].tolist()
-    except RuntimeError as e:  # what torch raises for lack of memory and for bad numbers
+    except Exception as e:  # whatever the engine raises: lack of memory, bad numbers. It is counted, and shown
         return said | {"error": f"{type(e).__name__}: {(str(e) or 'no message').splitlines()[0][:200]}"}
     stopped = bool(out) and out[-1] in stops
     body = out[:-1] if stopped else out
     text = format.tokenizer.decode(body, skip_special_tokens=True).strip()
     return said | {
-        "reply": text, "flag": reply_flags(text, stopped, bool(set(body) & _markers(format.tokenizer))),
+        "reply": text, "flag": reply_flags(text, stopped, bool(set(body) & format.special)),
         "reply_tokens": len(out), "first_s": clock[0] - start, "reply_s": time.perf_counter() - start}
 
 # %% ../nbs/10_generate.ipynb #model_replies
@@ -288,23 +288,24 @@ def model_replies(model, format, messages, asked, settings, system_id, seed, wor
             for sid, point, sample, ids in todo[k:k + shard]:
                 rng = np.random.default_rng(derive_seed(seed, system_id, sid, point, sample))
                 rows.append({"scenario_id": sid, "point": point, "sample": sample} | one_reply(model, format, ids, settings, rng))
-            with atomic(path) as tmp: pl.DataFrame(rows, schema=schema).write_parquet(tmp)
-        done.append(pl.read_parquet(path))
+            done.append(pl.DataFrame(rows, schema=schema))
+            if any(r["error"] for r in rows): continue  # a later try may go better
+            with atomic(path) as tmp: done[-1].write_parquet(tmp)
+        else: done.append(pl.read_parquet(path))
     return pl.concat(done)
 
 # %% ../nbs/10_generate.ipynb #describe
 def model_parts(base, adapter, source, settings):
     "The parts of a model system: where its weights come from, how it was tuned, how it decodes."
     from deescal.base import base_source
-    s = settings
-    how = "greedy" if s["decoding"] == "greedy" else f"temperature {s['temperature']:g}, top-p {s['top_p']:g}"
+    s, origin = settings, base_source(base)
+    how = "greedy" if s["decoding"] == "greedy" else f"temperature {s['temperature']!r}, top-p {s['top_p']!r}"
     tuning = json.loads((Path(adapter)/"recipe.json").read_text()) if adapter else {}
     return {
-        "model": source, "revision": base_source(base)["revision"], "variant": "tuned" if adapter else "base",
+        "model": source if origin["kind"] != "folder" else Path(base).name, "revision": origin["revision"], "variant": "tuned" if adapter else "base",
         "recipe": ", ".join(f"{k} {v}" for k, v in tuning.items()),
         "history": f"true, at most {s['length']} tokens with the reply, left edge at a turn",
-        "decoding": f"{how}, repetition penalty {s['repetition_penalty']:g}, at most {s['max_new_tokens']} tokens, "
-                    f"{s['samples']} a point",
+        "decoding": f"{how}, repetition penalty {s['repetition_penalty']!r}, at most {s['max_new_tokens']} tokens",
         "description": ("tiny model trained here, its scores mean nothing" if source == "tiny" else source)
                        + (", tuned" if adapter else ", base") + ", NF4"}
 

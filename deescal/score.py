@@ -315,11 +315,12 @@ def paired_test(a, b, seed=0, resamples=9999):
 
 def base_against_tuned(scores, systems, seed=0):
     "The table `differences`: each tuned system less the base of the same model, by scenario, on each metric."
-    by_scenario = scores.group_by("system_id", "scenario_id", maintain_order=True).agg(pl.col(*METRICS).mean())
+    at = ["scenario_id", "point", "sample"]  # only where both replied: an error row must not make a difference
     pairs = systems.filter(variant="tuned").join(systems.filter(variant="base"), on=["model", "revision"], suffix="_base")
     rows = []
     for tuned, base in pairs.select("system_id", "system_id_base").iter_rows():
-        both = by_scenario.filter(system_id=tuned).join(by_scenario.filter(system_id=base), on="scenario_id", suffix="_base").sort("scenario_id")
+        shared = scores.filter(system_id=tuned).join(scores.filter(system_id=base), on=at, suffix="_base").sort(at)
+        both = shared.group_by("scenario_id", maintain_order=True).agg(pl.col(*METRICS, *(f"{m}_base" for m in METRICS)).mean())
         rows += [(tuned, base, m, *paired_test(both[m], both[f"{m}_base"], seed), len(both)) for m in METRICS]
     return pl.DataFrame(rows, orient="row", schema=TABLES["differences"].schema)
 
@@ -327,21 +328,28 @@ def base_against_tuned(scores, systems, seed=0):
 def read_replies(path, points):
     """Replies from the JSON Lines file `path` as (system_id, scenario_id, point, sample, reply), checked against the test
     points of `points`. The system is named by `system` in each line, else by the file; `sample` counts from 0."""
-    path, rows, seen = Path(path), [], {}
+    path, rows, seen, names = Path(path), [], {}, {}
     asked = set(points.filter(split="test").select("scenario_id", "point").iter_rows())
     def fail(n, what, remedy): raise InputError(what, where=f"{path}, line {n}", remedy=remedy)
-    try: lines = path.read_text(encoding="utf-8-sig").splitlines()
+    try: lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
         raise InputError(f"not readable: {e}", where=path, remedy="give a file in UTF-8, one JSON object a line") from e
     for n, line in enumerate(lines, 1):
         if not line.strip(): continue
         try: r = json.loads(line)
-        except ValueError as e: fail(n, f"not JSON: {e}", "write one JSON object a line")
+        except (ValueError, RecursionError) as e: fail(n, f"not JSON: {e}", "write one JSON object a line")
         if not isinstance(r, dict): fail(n, "not an object", 'write {"scenario_id": ..., "point": ..., "reply": ...}')
         r = {"system": path.stem, "sample": 0} | r
         for name, kind in (("scenario_id", str), ("point", int), ("reply", str), ("sample", int), ("system", str)):
             if type(r.get(name)) is not kind:
                 fail(n, f"{name} is {r.get(name)!r}" if name != "reply" else "reply is no text", f"give it as {kind.__name__}")
+        if unknown := set(r) - {"system", "sample", "scenario_id", "point", "reply"}:
+            fail(n, f"unknown: {', '.join(sorted(unknown))}", did_you_mean(min(unknown), ["system", "sample", "scenario_id", "point", "reply"]))
+        if not 0 <= r["sample"] < 1000: fail(n, f"sample is {r['sample']}", "count the samples of a point from 0")
+        if names.setdefault(safe_id(r["system"]), r["system"]) != r["system"]:
+            fail(n, f"two systems would be called {safe_id(r['system'])}", "give them names that differ in letters or digits")
+        try: r["reply"].encode()
+        except UnicodeEncodeError: fail(n, "reply holds half a character (a lone surrogate)", "write it as proper Unicode")
         if (r["scenario_id"], r["point"]) not in asked:
             fail(n, f"there is no point {r['point']} of scenario {r['scenario_id']!r} in the test split",
                  "take scenario_id and point from the run's table points, split test")

@@ -52,7 +52,7 @@ def test_the_tokenizer_is_the_same_in_another_process():
     assert len(said) == 1 and len(said.pop().strip()) == 64
 
 # %% ../nbs/08b_base.ipynb #format_test
-# The chat forms of the paper's families, written for this test from their documentation: as (template, system role).
+# Chat forms like those of the paper's families, written for this test: (template, whether it has a system role).
 FORMS = {
     "chatml": (TEMPLATE, True),
     "llama": ("{{ '<|begin|>' }}{% for m in messages %}<|head|>{{ m.role }}<|end_head|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
@@ -63,7 +63,11 @@ FORMS = {
     "granite": ("{% for m in messages %}<|role|>{{ m.role }}<|end_role|>{{ m.content }}<|end|>\n{% endfor %}"
                 "{% if add_generation_prompt %}<|role|>assistant<|end_role|>{% endif %}", True),
     "phi": ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% endif %}", True)}
+            "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}", True),
+    "falcon": ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}"
+               "{% if add_generation_prompt %}<|assistant|>\n{% endif %}", True),
+    "mistral": ("<|begin|>{% for m in messages %}{% if m.role == 'system' %}<|system|>{{ m.content }}<|end_role|>{% elif m.role == 'user' %}"
+                "<|turn|>{{ m.content }}<|role|>{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}", True)}
 
 def tokenizer_like(form):
     t = train_tokenizer(["Step back, sir.", "Why? I won't step back, sir. OK."] * 9, 320)
@@ -91,6 +95,8 @@ def test_text_that_looks_like_a_special_token_is_text():
 @pytest.mark.parametrize("template", [
     "{% for m in messages %}{{ m.content }}{% endfor %}",
     "{{ messages[-1].content }}",
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    None,
     "{% for m in messages %}<|im_start|>{{ loop.index }}{{ m.content }}<|im_end|>{% endfor %}"])
 def test_a_template_that_cannot_be_cut_into_messages_is_refused(template):
     t = tokenizer_like("chatml")
@@ -137,8 +143,8 @@ def weights(model): return {k: v.clone() for k, v in model.state_dict().items()}
 
 def test_the_loss_falls_and_the_best_step_is_the_lowest_validation_loss(tmp_path):
     (model, losses, best), _ = toy_training(tmp_path/"a", steps=30, report_steps=10)
-    seen = losses.filter(split="validation")
-    assert seen["step"].to_list() == [0, 10, 20, 30] and seen["loss"][-1] < seen["loss"][0]
+    seen = losses.filter(split="validation").filter(pl.col("step") > 0)
+    assert seen["step"].to_list() == [10, 20, 30] and seen["loss"][-1] < seen["loss"][0]
     assert seen.filter(pl.col("loss") == pl.col("loss").min())["step"][0] == best
 
 def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path):
@@ -163,6 +169,23 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path):
         (again, losses_again, _), _ = toy_training(folder)
         assert losses_again.equals(losses)
         for k, w in weights(model).items(): assert torch.equal(w, again.state_dict()[k]), (kill_at, k)
+
+# %% ../nbs/08b_base.ipynb #train_loss_test
+def test_the_validation_loss_is_a_mean_over_tokens(tmp_path):
+    import torch
+    t = train_tokenizer(["Step back, sir."] * 5, 300)
+    model, form = tiny_model(t, 1, 64, 48, 1), ChatFormat(t)
+    m = pl.DataFrame({"scenario_id": "s", "message": range(9), "role": "user", "text": ["Step back, sir. " * 2] * 8 + ["Zoë?"]})
+    packs = pack(utterance_documents(m, form, 48), 48)
+    sizes = [sum(x != -100 for x in p["labels"]) for p in packs]
+    assert len(set(sizes)) > 1, "packs of unlike size"
+    with torch.no_grad():
+        logp = [(-torch.log_softmax(model(input_ids=torch.tensor([d["input_ids"]])).logits[0, :-1], -1)
+                 .gather(1, torch.tensor(d["labels"])[1:, None])) for d in utterance_documents(m, form, 48)]
+    expected = float(torch.cat(logp).mean())
+    settings = {"steps": 1, "batch": 1, "learning_rate": 0.001, "report_steps": 1, "seed": 1}
+    _, losses, _ = train(model, t, packs, packs, tmp_path, settings)
+    assert losses.filter(step=0)["loss"][0] == pytest.approx(expected, rel=1e-4)
 
 # %% ../nbs/08b_base.ipynb #train_fault_test
 def test_a_loss_that_is_no_number_stops_and_names_the_documents(tmp_path):
@@ -218,7 +241,48 @@ def test_a_folder_with_another_architecture_is_described_and_loaded_in_four_bits
     (tmp_path/"base"/"source.json").write_text(json.dumps(source))
     model = load_base(tmp_path/"base")
     layer = model.model.layers[0].self_attn.q_proj
+    with pytest.raises(InputError, match="changed since"):
+        (small_model/"config.json").write_text((small_model/"config.json").read_text() + " ")
+        load_base(tmp_path/"base")
     assert isinstance(layer, Linear4bit) and layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested
+
+@pytest.mark.parametrize("family", ["Gemma2", "Phi3", "Granite"])
+def test_the_other_families_are_checked_and_loaded_in_four_bits(family, tmp_path):
+    import torch, transformers
+    t = tokenizer_like("gemma" if family == "Gemma2" else "phi")
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=len(t), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=32, pad_token_id=0, bos_token_id=None, eos_token_id=2)
+    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path/"m")
+    t.save_pretrained(tmp_path/"m")
+    row, source = describe_base("m", str(tmp_path/"m"), tmp_path)
+    (tmp_path/"base").mkdir()
+    (tmp_path/"base"/"source.json").write_text(json.dumps(source))
+    model = load_base(tmp_path/"base")
+    assert row["parameters"] == model.dequantize().num_parameters()
+    assert torch.isfinite(model(input_ids=torch.tensor([[5, 6, 7]])).logits).all()
+
+def test_what_would_fail_later_is_refused_now(small_model, tmp_path):
+    import transformers
+    def why():
+        with pytest.raises(DeescalError) as e: describe_base("small", str(small_model), tmp_path)
+        assert "remedy" in str(e.value)
+        return str(e.value)
+    whole = (small_model/"model.safetensors").read_bytes()
+    (small_model/"model.safetensors").write_bytes(whole[:1000])
+    assert "damaged file" in why()
+    (small_model/"model.safetensors").write_bytes(whole)
+    config = json.loads((small_model/"config.json").read_text())
+    (small_model/"config.json").write_text(json.dumps(config | {"vocab_size": 10}))
+    assert "embeddings" in why()
+    (small_model/"config.json").write_text(json.dumps(config | {"model_type": "bert", "architectures": ["BertModel"]}))
+    assert "no language model" in why() or "has no q_proj" in why()
+    (small_model/"config.json").write_text(json.dumps(config))
+    t = transformers.AutoTokenizer.from_pretrained(small_model)
+    t.chat_template = None
+    t.save_pretrained(small_model)
+    (small_model/"chat_template.jinja").unlink(missing_ok=True)
+    assert "template" in why() and "Instruct" in why()
 
 def test_weights_that_can_hold_code_are_refused(small_model, tmp_path):
     import torch

@@ -9,7 +9,7 @@ import random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from deescal.base import train_tokenizer, tiny_model
+from deescal.base import FUSED, tiny_model, train_tokenizer
 
 # %% ../nbs/09_finetune.ipynb #toy_format
 words = "step back sir why no I won't calm down okay officer what is your name Dale sit there please".split()
@@ -151,6 +151,24 @@ def test_the_same_seed_gives_the_same_adapter(toy_base, tmp_path):
     one, two = (toy_tuned(toy_base, tmp_path/n)[0].state_dict() for n in "ab")
     assert all(torch.equal(one[k], two[k]) for k in one if "lora_" in k)
 
+# %% ../nbs/09_finetune.ipynb #epoch_test
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_an_epoch_shows_every_document_once(toy_base, tmp_path, batch, monkeypatch):
+    import math
+    import trl
+    messages, split = toy_corpus()
+    documents, _ = make_windows(messages, split, toy_format, 160, "toy")
+    packs, seen = pack(documents["train"], 160), []
+    compute = trl.SFTTrainer.compute_loss
+    def counting(self, model, inputs, **kw):
+        if model.training: seen.append(int((inputs["labels"] != -100).sum()))
+        return compute(self, model, inputs, **kw)
+    monkeypatch.setattr(trl.SFTTrainer, "compute_loss", counting)
+    settings = recipe_for("tiny", "code", batch=batch) | {"steps": 2 * math.ceil(len(packs) / batch), "report_steps": 100, "seed": 1}
+    finetune(toy_base, packs, packs, tmp_path, settings, "tiny")
+    civilian = coverage(messages, split, toy_format, 160, {"train": packs}, "toy")["civilian_tokens"][0]
+    assert sum(seen) == 2 * civilian and len(seen) == 2 * len(packs), "two epochs, each token a target in both"
+
 # %% ../nbs/09_finetune.ipynb #finetune_kill_test
 def test_validation_changes_nothing_in_the_base(toy_base, tmp_path):
     import torch
@@ -206,3 +224,9 @@ def test_only_the_word_decides():
         turns = planted_dialogue(k, 80)
         for (_, _, asked), (_, _, said) in zip(turns[::2], turns[1::2]):
             assert [RULE[c] for c in RULE if c in asked.lower().rstrip(".").split()] == [said]
+
+# %% ../nbs/09_finetune.ipynb #figure_test
+def test_the_figure_names_the_loss_of_the_adapter_that_is_kept():
+    losses = pl.DataFrame([(0, "validation", 3.0), (5, "train", 2.0), (5, "validation", 4.0)], orient="row", schema=["step", "split", "loss"])
+    assert "3.00 nats a token at step 0, 4.00 at step 5, whose adapter is kept" in loss_figure(losses, 5)[1]
+    assert "does not fall" in loss_figure(losses, 5)[0].axes[0].get_title()

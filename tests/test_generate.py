@@ -145,7 +145,11 @@ def test_greedy_takes_the_likeliest():
 @pytest.mark.parametrize("text, flags", [
     ("No, no, no!", ""), ("I said no. No no no no no no. No!", ""), ("Why?", ""), ("  ", "empty"),
     ("I won't.\nOfficer: Step back.", "speaks_for_officer"), ("[Police Officer] Sir?", "speaks_for_officer"),
-    ("The officer said: go home.", ""), ("no " * 12, "loops"), ("I don't know, " * 4, "loops"),
+    ("The officer said: go home.", ""),
+    ("**Officer:** Step back.", "speaks_for_officer"), ("I won't. Officer: Step back.", "speaks_for_officer"),
+    ("Police: step back", "speaks_for_officer"), ("Officer (calmly): stop", "speaks_for_officer"),
+    ("The police are here: look.", ""), ("Call the police. Now: go!", ""),
+    ("I was at home all day with my kids and I never saw him. " * 4, "loops"), ("no " * 12, "loops"), ("I don't know, " * 4, "loops"),
     ("Let me go. " * 3, ""), ("I want my lawyer and I want him now. " * 4, "loops")])
 def test_flags(text, flags): assert reply_flags(text, True) == flags
 
@@ -227,3 +231,20 @@ def test_a_reply_ends_at_the_end_of_the_turn_or_is_flagged(token, reply, flag, l
     said = one_reply(model, toy_format, [5, 6], settings, np.random.default_rng(1))
     assert (said["reply"], said["flag"], said["reply_tokens"], said["error"]) == (reply, flag, length, "")
     assert 0 < said["first_s"] <= said["reply_s"]
+
+# %% ../nbs/10_generate.ipynb #replies_error_test
+def test_an_error_is_not_kept_when_the_cause_is_gone(tmp_path, monkeypatch):
+    import deescal.generate as g
+    monkeypatch.setattr(g, "_chooser", lambda *a: 1 / 0)
+    bad = toy_replies(tmp_path)
+    assert set(bad["error"]) == {"ZeroDivisionError: division by zero"} and bad["reply"].null_count() == len(bad)
+    monkeypatch.undo()
+    assert toy_replies(tmp_path).select(COLUMNS).equals(toy_replies(tmp_path/"fresh").select(COLUMNS))
+
+def test_more_samples_leave_the_first_as_it_is(tmp_path):
+    settings = {"decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "max_new_tokens": 12, "length": 256}
+    (tmp_path/"source.json").write_text(json.dumps({"kind": "tiny", "where": "", "revision": "r"}))
+    parts = [model_parts(tmp_path, None, "tiny", settings | {"samples": k}) for k in (1, 2)]
+    assert parts[0] == parts[1] != model_parts(tmp_path, None, "tiny", settings | {"samples": 1, "temperature": 0.6000004})
+    two = toy_replies(tmp_path/"a").filter(sample=0).select(COLUMNS)
+    assert toy_replies(tmp_path/"b", samples=1).select(COLUMNS).equals(two)
