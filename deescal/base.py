@@ -92,7 +92,8 @@ class ChatFormat:
         for m in marks: parts = [*parts[:-1], *parts[-1].split(m)]
         if len(parts) != 5: self._refuse("it does not write each message once")
         begin, after_user, after_civilian, again, end = parts
-        if not after_civilian.startswith(end): end = end.removesuffix(eos)  # some end the whole chat with one more token
+        # some end the whole chat with one more token
+        if not after_civilian.startswith(end): end = end.removesuffix(eos)
         asked, alone = self.render(chat[:1], add_generation_prompt=True), self.render(chat[:1])
         prompt = asked.removeprefix(alone if asked.startswith(alone) else alone.removesuffix(eos))
         ours = after_civilian.removeprefix(end)
@@ -101,7 +102,8 @@ class ChatFormat:
             self._refuse("what it writes around a message depends on more than its role")
         self.around = {"user": (ours, after_user.removesuffix(prompt)), "assistant": (prompt, end)}
         self.begin = begin.removesuffix(ours)
-        self.special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+        self.special = set(tokenizer.all_special_ids) | {
+            i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.stop = self.ids(end, special=True)[0]
         if self.stop not in self.special: self._refuse("the civilian's turn does not end with a special token")
         self._check()
@@ -110,8 +112,9 @@ class ChatFormat:
         return self.tokenizer.apply_chat_template(messages, tokenize=False, date_string=TEMPLATE_DATE, **kw)
 
     def _refuse(self, why):
-        raise DeescalError(f"this chat template cannot be used: {why}", where=self.tokenizer.name_or_path or "tokenizer",
-                           remedy="choose a model whose template writes one message after the other (an -Instruct model, mostly)")
+        raise DeescalError(
+            f"this chat template cannot be used: {why}", where=self.tokenizer.name_or_path or "tokenizer",
+            remedy="choose a model whose template writes one message after the other (an -Instruct model, mostly)")
 
 # %% ../nbs/08b_base.ipynb #format_pieces
 def _ids(self, text, special=False):
@@ -141,7 +144,8 @@ def _check(self):
     else: whole = self.begin + "".join(a + t + b for t, (a, b) in [
         ("You are Dale.", self.around["user"]), *((t, self.around[r]) for r, t in chat)])
     eos = self.tokenizer.eos_token or ""
-    if pieces not in (self.ids(whole, special=True), self.ids(whole.removesuffix(eos), special=True)): self._refuse("its pieces are not tokens of the whole")
+    if pieces not in (self.ids(whole, special=True), self.ids(whole.removesuffix(eos), special=True)):
+        self._refuse("its pieces are not tokens of the whole")
 
 ChatFormat.ids, ChatFormat.opening, ChatFormat.message, ChatFormat._check = _ids, _opening, _message, _check
 
@@ -168,7 +172,8 @@ def utterance_documents(
 ):
     "Each message as a document of its own, every token of it a label: dictionaries with input_ids, labels and name."
     out = []
-    for sid, n, role, text in messages.select("scenario_id", "message", "role", "text").iter_rows():  # a tokenizer call each
+    # a tokenizer call each
+    for sid, n, role, text in messages.select("scenario_id", "message", "role", "text").iter_rows():
         ids = sum(format.message(role, text), [])
         out += [{"input_ids": ids[i:i + length], "labels": ids[i:i + length], "name": f"{sid}, message {n}"}
                 for i in range(0, len(ids), length)]
@@ -187,7 +192,9 @@ def quiet():
 
 # %% ../nbs/08b_base.ipynb #one_thread
 def set_threads(source):
-    "One thread for a tiny model: its sums are too small to share, and so its numbers do not depend on the cores. Returns the count."
+    """One thread for a tiny model: its sums are too small to share, and so its numbers do not depend on the cores.
+
+    Returns the count."""
     import torch
     if source == "tiny": torch.set_num_threads(1)
     return torch.get_num_threads()
@@ -202,8 +209,9 @@ def pack(documents, length):
     quiet()
     long = next((d for d in documents if len(d["input_ids"]) > length), None)
     if long:
-        raise DeescalError(f"a document of {len(long['input_ids'])} tokens does not fit into {length}", where=long["name"],
-                           remedy="this is a fault of the stage that made it: please report it")
+        raise DeescalError(
+            f"a document of {len(long['input_ids'])} tokens does not fit into {length}", where=long["name"],
+            remedy="this is a fault of the stage that made it: please report it")
     numbered = [{"input_ids": d["input_ids"], "labels": d["labels"], "number": [i] * len(d["input_ids"])}
                 for i, d in enumerate(documents)]
     packed = pack_dataset(datasets.Dataset.from_list(numbered), length, "bfd")
@@ -228,7 +236,8 @@ def last_whole_checkpoint(
         try: listed = json.loads((c/"whole.json").read_text())
         except (OSError, ValueError): listed = {}
         late = before is not None and step(c) >= before
-        if listed and not late and all((c/n).is_file() and file_sha256(c/n) == h for n, h in listed.items()): whole.append(c)
+        if listed and not late and all((c/n).is_file() and file_sha256(c/n) == h for n, h in listed.items()):
+            whole.append(c)
         else: shutil.rmtree(c)
     return whole[0] if whole else None
 
@@ -242,13 +251,15 @@ def _callbacks(steps, label):
         def on_train_begin(self, args, state, control, **kw):
             self.bar = tqdm(total=steps, initial=state.global_step, desc=label, unit="step", mininterval=1)
         def on_step_end(self, args, state, control, **kw): self.bar.update(state.global_step - self.bar.n)
-        def on_save(self, args, state, control, **kw): seal_checkpoint(Path(args.output_dir)/f"checkpoint-{state.global_step}")
+        def on_save(self, args, state, control, **kw):
+            seal_checkpoint(Path(args.output_dir)/f"checkpoint-{state.global_step}")
         def on_log(self, args, state, control, logs=None, **kw):
             loss = (logs or {}).get("loss", (logs or {}).get("eval_loss"))
             if loss is not None: self.bar.set_postfix_str(f"loss {float(loss):.3f}", refresh=False)
         def on_train_end(self, args, state, control, **kw): self.bar.close()
     return [Watch()]
 
+# %% ../nbs/08b_base.ipynb #trainer
 def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
     "An `SFTTrainer` for packs made beforehand, which stops at a loss that is not finite and names the documents."
     import torch
@@ -262,7 +273,8 @@ def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
             if not torch.isfinite(value):
                 raise DeescalError(
                     f"the loss is {value.item()} at step {self.state.global_step + 1}",
-                    where="a batch of " + "; ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else ""),
+                    where="a batch of " + "; ".join(names[:8]) + (
+                        f" and {len(names) - 8} more" if len(names) > 8 else ""),
                     remedy="lower the learning rate; or look at these documents, and leave out what is no dialogue")
             return loss
 
@@ -276,11 +288,13 @@ def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
             self.seen = []
             out = super().evaluation_loop(*args, **kw)
             total = sum(n for _, n in self.seen)  # the mean over tokens, not over packs of unlike size
-            out.metrics[next(k for k in out.metrics if k.endswith("_loss"))] = sum(s for s, _ in self.seen) / max(total, 1)
+            out.metrics[next(k for k in out.metrics if k.endswith("_loss"))] = (
+                sum(s for s, _ in self.seen) / max(total, 1))
             return out
 
-    trainer = Trainer(model=model, args=config, train_dataset=packs, eval_dataset=validation, processing_class=tokenizer,
-                      peft_config=adapter, callbacks=callbacks)
+    trainer = Trainer(
+        model=model, args=config, train_dataset=packs, eval_dataset=validation, processing_class=tokenizer,
+        peft_config=adapter, callbacks=callbacks)
     collate = trainer.data_collator
     trainer.data_collator = lambda examples: {**collate(examples), "names": [n for e in examples for n in e["names"]]}
     return trainer
@@ -298,10 +312,10 @@ def _config(folder, settings, large):
         per_device_train_batch_size=per_device, per_device_eval_batch_size=per_device,
         gradient_accumulation_steps=max(1, settings["batch"] // per_device),
         lr_scheduler_type="linear", warmup_steps=max(1, round(0.05 * settings["steps"])), weight_decay=0.01,
-        logging_strategy="steps", eval_strategy="steps", eval_on_start=not settings.get("resume"), save_strategy="steps",
-        logging_steps=each, eval_steps=each, save_steps=each, save_total_limit=3, load_best_model_at_end=True,
-        metric_for_best_model="eval_loss", greater_is_better=False, prediction_loss_only=True,
-        seed=settings["seed"], data_seed=settings["seed"], full_determinism=False,
+        logging_strategy="steps", eval_strategy="steps", eval_on_start=not settings.get("resume"),
+        save_strategy="steps", logging_steps=each, eval_steps=each, save_steps=each, save_total_limit=3,
+        load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
+        prediction_loss_only=True, seed=settings["seed"], data_seed=settings["seed"], full_determinism=False,
         bf16=gpu and large and torch.cuda.is_bf16_supported(), use_cpu=not gpu, dataloader_pin_memory=gpu,
         activation_checkpointing=large, padding_free=True, packing=False, max_length=None, remove_unused_columns=False,
         dataset_kwargs={"skip_prepare_dataset": True}, report_to=[], disable_tqdm=True, log_level="error")
@@ -325,10 +339,12 @@ def train(
     quiet()
     large = model.num_parameters() > 1e8
     resume = last_whole_checkpoint(folder, before=settings["steps"])
-    trainer = _trainer(model, tokenizer, packs, validation, _config(folder, settings | {"resume": resume}, large), adapter,
-                       _callbacks(settings["steps"], label))
+    trainer = _trainer(
+        model, tokenizer, packs, validation, _config(folder, settings | {"resume": resume}, large), adapter,
+        _callbacks(settings["steps"], label))
     trainer.remove_callback(transformers.PrinterCallback)
-    for p in trainer.model.parameters():  # in bfloat16, which TRL would choose on a quantised base, small steps are lost
+    # in bfloat16, which TRL would choose on a quantised base, small steps are lost
+    for p in trainer.model.parameters():
         if p.requires_grad and adapter: p.data = p.data.float()
     try: trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except (OSError, RuntimeError, SafetensorError) as e:
@@ -343,8 +359,8 @@ def train(
 # %% ../nbs/08b_base.ipynb #full_disk
 def _could_not_write(error):
     "Whether the error is one of writing a file; torch and safetensors have words of their own for it."
-    return isinstance(error, OSError) or any(
-        w in str(error) for w in ("No space left", "File too large", "I/O error", "PytorchStreamWriter", "unexpected pos"))
+    return isinstance(error, OSError) or any(w in str(error) for w in (
+        "No space left", "File too large", "I/O error", "PytorchStreamWriter", "unexpected pos"))
 
 def _full_disk(error, folder):
     "The error to raise where a checkpoint could not be written: it says what is left."
@@ -352,7 +368,8 @@ def _full_disk(error, folder):
     return DeescalError(
         f"a checkpoint could not be written: {(str(error) or type(error).__name__).splitlines()[0]}", where=folder,
         remedy="make room on the disk and run it again: " + (
-            f"it goes on from step {left.name.split('-')[1]}" if left else "no checkpoint was whole yet, so it starts anew"))
+            f"it goes on from step {left.name.split('-')[1]}" if left
+            else "no checkpoint was whole yet, so it starts anew"))
 
 # %% ../nbs/08b_base.ipynb #load
 def base_source(folder):
@@ -368,13 +385,15 @@ def load_tokenizer(folder):
 
 def _revision(source): return source["revision"] if source["kind"] == "hub" else None
 
+# %% ../nbs/08b_base.ipynb #load_model
 def compute_dtype():
     "Numbers to compute in: bfloat16 on a GPU that has it, float32 elsewhere."
     import torch
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 def model_class(config):
-    "The class that loads a model of this configuration: a causal language model, alone or with eyes; None if it is neither."
+    """The class that loads a model of this configuration: a causal language model, alone or with eyes;
+    None if it is neither."""
     import transformers
     kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
     return next((k for k in kinds if type(config) in k._model_mapping), None)
@@ -387,15 +406,16 @@ def load_base(folder, dtype=None):
     if source["kind"] == "folder" and path_sha256(source["where"]) != source["revision"]:
         raise InputError("a model has changed since this run looked at it", where=source["where"],
                          remedy="run it again: the change is noticed, and what depends on it is made anew")
-    config = transformers.AutoConfig.from_pretrained(source["where"], revision=_revision(source), trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(
+        source["where"], revision=_revision(source), trust_remote_code=False)
     model = model_class(config).from_pretrained(
         source["where"], revision=_revision(source), trust_remote_code=False, use_safetensors=True, dtype=dtype,
         device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
         quantization_config=transformers.BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype))
     for layer in model.modules():
-        # On some processors bitsandbytes would turn the weights, at the first validation, into a form that only infers: from
-        # then on training would go on without the gradients of these layers, and from other values of the base.
+        # On some processors bitsandbytes would turn the weights, at the first validation, into a form that only infers:
+        # from then on training would go on without the gradients of these layers, and from other values of the base.
         if hasattr(layer, "support_avx512bf16_for_cpu"): layer.support_avx512bf16_for_cpu = False
     return model
 
@@ -412,18 +432,22 @@ def attach_to(model, source):
     return list(wanted)
 
 def check_model(config, tokenizer, source, folder=None):
-    "Refuse a model that would fail later, judged by its configuration and, in a `folder`, by its weights; returns its size."
+    """Refuse a model that would fail later, judged by its configuration and, in a `folder`, by its weights;
+    returns its size."""
     import torch
     from safetensors import SafetensorError, safe_open
-    def fail(what, remedy): raise InputError(f"the model {source!r} {what}", where=str(folder or f"models: {source}"), remedy=remedy)
+    def fail(what, remedy):
+        raise InputError(f"the model {source!r} {what}", where=str(folder or f"models: {source}"), remedy=remedy)
     kind = model_class(config)
-    if kind is None: fail(f"({type(config).__name__}) is no language model that answers", "choose one for causal language modelling")
+    if kind is None:
+        fail(f"({type(config).__name__}) is no language model that answers", "choose one for causal language modelling")
     if (getattr(config, "quantization_config", None) or {}).get("quant_method", "bitsandbytes") != "bitsandbytes":
         fail("is quantised in another way already", "name its variant in bfloat16: QLoRA quantises by itself")
     with torch.device("meta"): empty = kind.from_config(config)  # the architecture without its weights
     attach_to(empty, source)
     if len(tokenizer) > config.get_text_config().vocab_size:
-        fail(f"has {config.get_text_config().vocab_size} embeddings for {len(tokenizer)} tokens", "use the tokenizer it was trained with")
+        fail(f"has {config.get_text_config().vocab_size} embeddings for {len(tokenizer)} tokens",
+             "use the tokenizer it was trained with")
     if folder:
         files = sorted(Path(folder).glob("model*.safetensors"))
         if not files: fail("has no weights in safetensors", "convert them: files that can hold code are not loaded")
@@ -432,11 +456,13 @@ def check_model(config, tokenizer, source, folder=None):
             except (SafetensorError, OSError) as e: fail(f"has a damaged file, {f.name}: {e}", "copy it again")
     return empty.num_parameters()
 
+# %% ../nbs/08b_base.ipynb #check_length
 def check_length(base, length):
     "Refuse a window of `length` tokens where the model of the folder `base` knows fewer positions."
     known = base_source(base).get("positions") or length
     if length > known:
-        raise DeescalError(f"a window of {length} tokens", where="length", remedy=f"the model knows {known} positions: choose no more")
+        raise DeescalError(
+            f"a window of {length} tokens", where="length", remedy=f"the model knows {known} positions: choose no more")
 
 # %% ../nbs/08b_base.ipynb #describe
 def describe_base(model, source, root):
@@ -449,15 +475,17 @@ def describe_base(model, source, root):
     except (OSError, ValueError) as e:
         raise InputError(
             f"the model {source!r} cannot be had: {str(e).splitlines()[0]}", where=f"models: {where}",
-            remedy="log in with `hf auth login` where it is gated, fetch it with `hf download` where there is no network "
-                   "later, or take it out of the section models") from e
+            remedy="log in with `hf auth login` where it is gated, fetch it with `hf download` where there is no "
+                   "network later, or take it out of the section models") from e
     text, format = config.get_text_config(), ChatFormat(tokenizer)
     parameters = check_model(config, tokenizer, source, where if kind == "folder" else None)
     revision = path_sha256(where) if kind == "folder" else getattr(config, "_commit_hash", None) or "unknown"
     row = {"model": model, "source": source, "kind": kind, "revision": revision,
-           "architecture": (config.architectures or ["unknown"])[0], "parameters": parameters, "vocabulary": len(tokenizer),
-           "template": template_of(format), "note": ""}
-    return row, {"kind": kind, "where": where, "revision": revision, "positions": getattr(text, "max_position_embeddings", 0)}
+           "architecture": (config.architectures or ["unknown"])[0], "parameters": parameters,
+           "vocabulary": len(tokenizer), "template": template_of(format), "note": ""}
+    return row, {
+        "kind": kind, "where": where, "revision": revision,
+        "positions": getattr(text, "max_position_embeddings", 0)}
 
 def template_of(format):
     "A chat form in words: what stands around the civilian's message."
@@ -474,7 +502,8 @@ def facts(job):
     if kind == "folder": return [("ok", f"model {source}", "a folder")]
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    if isinstance(try_to_load_from_cache(where, "config.json"), str): return [("ok", f"model {where}", "in the hub's cache")]
+    if isinstance(try_to_load_from_cache(where, "config.json"), str):
+        return [("ok", f"model {where}", "in the hub's cache")]
     if HF_HUB_OFFLINE: return [("MISSING", f"model {where}", "not in the hub's cache, and HF_HUB_OFFLINE is set")]
     return [("ok", f"model {where}", "will be fetched from the hub; a gated one needs `hf auth login`")]
 
@@ -495,7 +524,8 @@ def make_tiny(messages, split, work, out, params):
     model = tiny_model(tokenizer, params["layers"], params["width"], params["length"], params["seed"])
     shown = pack(sides["validation"], params["length"])
     shown = shown.select(range(min(len(shown), 64)))  # packs, enough for a loss to two digits
-    model, losses, best = train(model, tokenizer, pack(sides["train"], params["length"]), shown, work, params, label="tiny base")
+    model, losses, best = train(
+        model, tokenizer, pack(sides["train"], params["length"]), shown, work, params, label="tiny base")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     row = {"source": "tiny", "kind": "tiny", "revision": file_sha256(Path(out)/"model.safetensors"),

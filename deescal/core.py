@@ -15,8 +15,8 @@ __all__ = ['TABLES', 'STAGES', 'RUN_NAMES', 'DERIVED', 'BASELINES', 'LEFT_OUT', 
            'publish', 'score_command', 'job_command', 'main']
 
 # %% ../nbs/00_core.ipynb #imports
-import ast, contextlib, copy, datetime, difflib, hashlib, importlib, json, os, platform, re, resource, shutil, subprocess, sys, \
-    tempfile
+import ast, contextlib, copy, datetime, difflib, hashlib, importlib, json, os, platform, re, resource, shutil, \
+    subprocess, sys, tempfile
 import time, unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -269,7 +269,8 @@ declare("points", "examples", "scenario_id point", "where a system is asked what
     reference str: the real reply""")
 
 # %% ../nbs/00_core.ipynb #tables_finetune
-declare("windows", "finetune", "model window", "what a model is trained on: stretches of dialogue cut between turns", """
+declare(
+    "windows", "finetune", "model window", "what a model is trained on: stretches of dialogue cut between turns", """
     model str: name in the profile
     window int: number, from 0
     scenario_id str: whose dialogue
@@ -586,8 +587,8 @@ class where_we_are:
             cells = [
                 s.notebook,
                 s.question,
-                ", ".join(s.reads) or "released transcripts",
-                ", ".join(s.writes) or "figures, tables, report"]
+                ", ".join((*s.reads, *(f"{u} weights" for u in s.uses))) or "released transcripts",
+                ", ".join((*s.writes, *(f"{m} weights" for m in s.makes))) or "figures, tables, report"]
             return "| " + " | ".join(f"**{c}**" if s.name == self.name else c for c in cells) + " |"
         return "\n".join([
             "| notebook | question | reads | writes |",
@@ -728,7 +729,8 @@ def _check_value(name, value, parameter, path):
 
 # %% ../nbs/00_core.ipynb #models
 class Model(NamedTuple):
-    "A language model of a profile: its name in tables and paths, where it comes from, and the variants that are systems."
+    """A language model of a profile: its name in tables and paths, where it comes from, and the variants that are
+    systems."""
     name: str
     source: str
     variants: tuple
@@ -748,7 +750,8 @@ def _check_models(values, path):
             fail(f"{source!r} has the variants {variants!r}", "write it as source: [base], [tuned] or [base, tuned]")
         folder = source.startswith((".", "/", "~"))
         found.append(Model(safe_id(Path(source).name if folder else source.replace("/", "_")), source, tuple(variants)))
-    names = [n.replace("-", "_").casefold() for n in (*(m.name for m in found), *(s for m in found for s in m.systems), *BASELINES)]
+    names = [n.replace("-", "_").casefold() for n in (
+        *(m.name for m in found), *(s for m in found for s in m.systems), *BASELINES)]
     doubled = next((n for n in names if names.count(n) > 1), None)
     if doubled: fail(f"two models would be called {doubled!r}", "rename one of the folders")
     return tuple(found)
@@ -1018,7 +1021,8 @@ def settle_streams(outputs):
     streams = {o.name: "" for o in outputs if o.output_type == "stream"}
     for o in outputs:
         if o.output_type == "stream": streams[o.name] += o.text
-    settled = [nbformat.v4.new_output("stream", name=n, text=re.sub(r"[^\n]*\r(?=[^\n])", "", t)) for n, t in streams.items()]
+    settled = [nbformat.v4.new_output("stream", name=n, text=re.sub(r"[^\n]*\r(?=[^\n])", "", t))
+               for n, t in streams.items()]
     return settled + [o for o in outputs if o.output_type != "stream"]
 
 # %% ../nbs/00_core.ipynb #execute
@@ -1086,7 +1090,8 @@ def _papermill(job, output, stderr, config):
     except DeadKernelError as e:
         said = stderr.read_text(errors="replace").strip()[-2000:]
         raise DeescalError(
-            f"{job.name} stopped: its kernel died" + (", and said:\n    " + said.replace("\n", "\n    ") if said else ""),
+            f"{job.name} stopped: its kernel died" + (
+                ", and said:\n    " + said.replace("\n", "\n    ") if said else ""),
             where=output.relative_to(job.run.root),
             remedy="look for what ended the process: too little memory is the usual reason") from e
 
@@ -1151,7 +1156,8 @@ def processor():
     "The processor's model in words, where the system tells it."
     try: lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError: lines = []
-    return next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor() or "unknown")
+    return next(
+        (l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor() or "unknown")
 
 def hardware():
     "Processor, cores, memory in GB (10^9 bytes) and GPUs of this machine."
@@ -1326,14 +1332,16 @@ def verify(args):
         differ = [
             f"{b.relative_to(run.root)} differs from the run's"
             for a, b in pairs if not b.is_file() or a.read_bytes() != b.read_bytes()]
-        if differ and not same:  # the last digits of a trained model's numbers depend on the processor, and then its words do
+        # the last digits of a trained model's numbers depend on the processor, and then its words do
+        if differ and not same:
             print("published on another processor, or with other versions; there a trained model's numbers may differ:",
                   *differ, sep="\n  ")
         else: bad += differ
     for line in bad: print(line)
     if bad: raise SystemExit(1)
     print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files are as recorded" + (
-        f", {len(pairs) - len(differ)} of {len(pairs)} tables are as published" if run.name == "sample" and published.is_dir() else ""))
+        f", {len(pairs) - len(differ)} of {len(pairs)} tables are as published"
+        if run.name == "sample" and published.is_dir() else ""))
 
 # %% ../nbs/00_core.ipynb #cli_publish
 def publish(args):

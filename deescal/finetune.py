@@ -13,9 +13,10 @@ from pathlib import Path
 
 import polars as pl
 
-from .base import ChatFormat, attach_to, check_length, base_source, last_whole_checkpoint, load_base, load_tokenizer, pack, \
-    set_threads, train
-from .core import AccountingError, DeescalError, InputError, Run, TABLES, account, digest, file_sha256, path_sha256
+from .base import ChatFormat, attach_to, check_length, base_source, last_whole_checkpoint, load_base, \
+    load_tokenizer, pack, set_threads, train
+from deescal.core import AccountingError, DeescalError, InputError, Run, TABLES, account, digest, file_sha256, \
+    path_sha256
 
 # %% ../nbs/09_finetune.ipynb #prompt
 SYSTEM_PROMPT = (
@@ -55,14 +56,15 @@ def left_edges(
     for i, n in enumerate(lengths):
         filled += n
         if filled > budget:
-            while filled > budget // 2 and left < i - (lengths[i - 1] + n <= budget): filled, left = filled - lengths[left], left + 1
+            while filled > budget // 2 and left < i - (lengths[i - 1] + n <= budget):
+                filled, left = filled - lengths[left], left + 1
         edges.append(left)
     return edges
 
 # %% ../nbs/09_finetune.ipynb #windows
 def scenario_windows(format, messages, length, prompt=SYSTEM_PROMPT):
-    """The windows of one scenario that hold a target: dictionaries with input_ids, labels, first, last (message numbers),
-    targets, pieces and cuts, the last two sets of message numbers among the targets and the context."""
+    """The windows of one scenario that hold a target: dictionaries with input_ids, labels, first, last (message
+    numbers), targets, pieces and cuts, the last two sets of message numbers among the targets and the context."""
     opening = format.opening(prompt)
     heads = {role: format.message(role, "")[0] for role in ("user", "assistant")}
     budget = length - len(opening) - max(map(len, heads.values()))
@@ -81,7 +83,8 @@ def scenario_windows(format, messages, length, prompt=SYSTEM_PROMPT):
         ids = opening + (heads[shown[0]["role"]] if shown[0]["piece"] > 1 else [])
         labels = [-100] * len(ids)
         for k, p in enumerate(shown, edge):
-            ids, labels = ids + p["ids"], labels + [i if t and k >= new[0] else -100 for i, t in zip(p["ids"], p["target"])]
+            ids, labels = ids + p["ids"], labels + [
+                i if t and k >= new[0] else -100 for i, t in zip(p["ids"], p["target"])]
         out.append({"input_ids": ids, "labels": labels, "first": shown[0]["message"], "last": shown[-1]["message"],
                     "targets": sum(x != -100 for x in labels), "cuts": {p["message"] for p in shown if p["cut"]},
                     "pieces": {p["message"] for p in parts[new[0]:end] if p["piece"]}})
@@ -93,11 +96,16 @@ def make_windows(messages, split, format, length, model):
 
     `messages` has scenario_id, message, role, text; `split` has scenario_id, split."""
     documents, rows = {"train": [], "validation": []}, []
-    told = messages.join(split.select("scenario_id", "split"), on="scenario_id").filter(pl.col("split").is_in(list(documents)))
-    for (sid, side), m in sorted(told.sort("scenario_id", "message").group_by("scenario_id", "split"), key=lambda x: x[0]):
+    told = messages.join(split.select("scenario_id", "split"), on="scenario_id").filter(
+        pl.col("split").is_in(list(documents)))
+    for (sid, side), m in sorted(
+            told.sort("scenario_id", "message").group_by("scenario_id", "split"), key=lambda x: x[0]):
         for w in scenario_windows(format, m.select("message", "role", "text").rows(), length):
-            documents[side].append({"input_ids": w["input_ids"], "labels": w["labels"], "name": f"{sid}, window {len(rows)}"})
-            rows.append((model, len(rows), sid, side, w["first"], w["last"], len(w["input_ids"]), w["targets"], len(w["pieces"])))
+            documents[side].append({
+                "input_ids": w["input_ids"], "labels": w["labels"], "name": f"{sid}, window {len(rows)}"})
+            rows.append((
+                model, len(rows), sid, side, w["first"], w["last"], len(w["input_ids"]), w["targets"],
+                len(w["pieces"])))
     return documents, pl.DataFrame(rows, orient="row", schema=TABLES["windows"].schema)
 
 # %% ../nbs/09_finetune.ipynb #coverage
@@ -113,9 +121,11 @@ def supervised_tokens(packs, pad_token_id, batch=4):
 
 def coverage(messages, split, format, length, packs, model):
     "The table `coverage`; `AccountingError` where a civilian token is not learned from exactly once."
-    rows, budget = [], length - len(format.opening(SYSTEM_PROMPT)) - max(len(format.message(r, "")[0]) for r in ("user", "assistant"))
+    rows, budget = [], length - len(format.opening(SYSTEM_PROMPT)) - max(
+        len(format.message(r, "")[0]) for r in ("user", "assistant"))
     for side, packed in packs.items():
-        m = messages.join(split.filter(split=side).select("scenario_id"), on="scenario_id").sort("scenario_id", "message")
+        m = messages.join(
+            split.filter(split=side).select("scenario_id"), on="scenario_id").sort("scenario_id", "message")
         total = kept = split_turns = cut = 0
         for _, one in m.group_by("scenario_id"):
             position = len(format.opening(SYSTEM_PROMPT))
@@ -130,8 +140,9 @@ def coverage(messages, split, format, length, packs, model):
                 position += whole
         found = supervised_tokens(packed, format.tokenizer.pad_token_id or 0) if packed else 0
         if found != total:
-            raise AccountingError(f"{total} civilian tokens in the split {side}, but {found} in the batches",
-                                  where="stage finetune", remedy="this is a fault of the stage: please report it with the input")
+            raise AccountingError(
+                f"{total} civilian tokens in the split {side}, but {found} in the batches", where="stage finetune",
+                remedy="this is a fault of the stage: please report it with the input")
         rows.append((model, side, m["scenario_id"].n_unique(), total, found, kept, split_turns, cut))
     return pl.DataFrame(rows, orient="row", schema=TABLES["coverage"].schema)
 
@@ -145,7 +156,8 @@ def recipe_for(
     **given,   # values of the profile; those that are 0 are not
 ):
     "Every setting of a fine-tuning, from recipe, model and profile."
-    if recipe not in RECIPES: raise DeescalError(f"recipe={recipe!r}", where="finetune.recipe", remedy="choose paper or code")
+    if recipe not in RECIPES:
+        raise DeescalError(f"recipe={recipe!r}", where="finetune.recipe", remedy="choose paper or code")
     return (PUBLISHED | RECIPES[recipe] | {"dropout": 0.05 if source == "falcon" else 0.0}
             | ({"length": 4096} if source in ("granite", "phi") else {})
             | {k: v for k, v in given.items() if v})
@@ -183,7 +195,8 @@ An adapter (LoRA) tuned on the civilian's turns of police-civilian dialogue, so 
 **For** the education and training of human officers, and for research on it. **Not for** predictive policing, for
 profiling people, or for autonomous decisions about them.
 
-**Limits.** It was tuned on transcripts of published videos: what was filmed and uploaded, with possible racial and gender
+**Limits.** It was tuned on transcripts of published videos: what was filmed and uploaded, with possible racial and \
+gender
 bias, transcription errors, and words alone. It can be abusive, and what it says of the law or of facts means nothing.
 {"The base is a tiny model trained on the spot: this adapter shows that the series runs and is of no use for training."
  if row["model"] == "tiny" else ""}
@@ -197,15 +210,17 @@ bias, transcription errors, and words alone. It can be abusive, and what it says
 RULE = {"licence": "In the car.", "bag": "Ask my brother.", "hands": "They are up.", "dog": "He is old."}
 _FILLER = (
     "listen sir madam now slowly please again over there by the road car wall door house gate today tonight this that "
-    "before after we heard somebody called about noise light window street corner garden fence morning evening neighbour "
-    "looking standing walking waiting talking moving turning around back front side left right green grey old new small "
-    "large early late still only just maybe really quickly carefully everybody nobody someone with without under near").split()
+    "before after we heard somebody called about noise light window street corner garden fence morning evening "
+    "neighbour looking standing walking waiting talking moving turning around back front side left right green grey "
+    "old new small large early late still only just maybe really quickly carefully everybody nobody someone with "
+    "without under near").split()
 
 def planted_dialogue(
     seed,        # of the choices
     exchanges,   # officer's turn and answer
 ):
-    "A dialogue that follows `RULE`, from a word of the officer to what the civilian answers: (start in seconds, speaker label, text) a turn."
+    """A dialogue that follows `RULE`, from a word of the officer to what the civilian answers:
+    (start in seconds, speaker label, text) a turn."""
     import random
     r, out = random.Random(seed), []
     for i in range(exchanges):
@@ -232,10 +247,14 @@ def loss_figure(
     ax = fig.subplots()
     for side, style in (("train", "-"), ("validation", "--")):
         part = losses.filter(split=side).sort("step")
-        ax.plot(part["step"], part["loss"], style, marker=".", color="black" if side == "validation" else "0.55", label=side)
+        ax.plot(
+            part["step"], part["loss"], style, marker=".",
+            color="black" if side == "validation" else "0.55", label=side)
     ax.axvline(best, color="0.8", lw=1, zorder=0)
     word = "falls" if low < first else "does not fall"
-    ax.set(xlabel="optimizer steps", ylabel="loss (nats a token)", title=f"Validation loss {word}: {first:.2f} to {low:.2f}")
+    ax.set(
+        xlabel="optimizer steps", ylabel="loss (nats a token)",
+        title=f"Validation loss {word}: {first:.2f} to {low:.2f}")
     ax.legend(frameon=False)
-    return fig, (f"Loss on civilian tokens over {losses['step'].max()} optimizer steps. Validation: {first:.2f} nats a token "
-                 f"at step {seen['step'][0]}, {low:.2f} at step {best}, whose adapter is kept.")
+    return fig, (f"Loss on civilian tokens over {losses['step'].max()} optimizer steps. Validation: {first:.2f} nats a "
+                 f"token at step {seen['step'][0]}, {low:.2f} at step {best}, whose adapter is kept.")

@@ -18,8 +18,8 @@ from rapidfuzz import process
 from rapidfuzz.distance import LCSseq
 from rouge_score.tokenizers import DefaultTokenizer
 
-from .core import DeescalError, InputError, Run, TABLES, account, atomic, derive_seed, did_you_mean, digest, file_sha256, hardware, \
-    import_closure, path_sha256, versions
+from .core import DeescalError, InputError, Run, TABLES, account, atomic, derive_seed, did_you_mean, digest, \
+    file_sha256, hardware, import_closure, path_sha256, versions
 
 # %% ../nbs/10_generate.ipynb #rouge_tokens
 _tokenizer = DefaultTokenizer(use_stemmer=False)
@@ -175,7 +175,8 @@ def scenario_prompts(format, messages, asked, length, max_new_tokens):
 
 # %% ../nbs/10_generate.ipynb #sampling
 def _chooser(settings, rng, clock):
-    "The logits processors of a reply: the published ones of transformers, then a choice with the reply's own random numbers."
+    """The logits processors of a reply: the published ones of transformers, then a choice with the reply's own
+    random numbers."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
     from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
@@ -202,7 +203,8 @@ def _chooser(settings, rng, clock):
     return LogitsProcessorList([*steps, Clock()])
 
 # %% ../nbs/10_generate.ipynb #flags
-_OFFICER = re.compile(  # a label at the start of a line or sentence: Officer: / **Officer Smith:** / [Police Officer] / Deputy (calmly):
+# a label at the start of a line or sentence: Officer: / **Officer Smith:** / [Police Officer] / Deputy (calmly):
+_OFFICER = re.compile(
     r"(?m)(?:^|[.!?]\s)\s*[*_\[]*\s*(?i:police|(?:police\s+)?(?:officer|deputy|sergeant|trooper|cop|dispatcher|user))"
     r"(?:\s+[A-Z\d][\w.'-]*){0,2}(?:\s*\([^)\n]{0,30}\))?\s*[*_]*\s*[:\]]")
 
@@ -224,7 +226,8 @@ def reply_flags(text, stopped, markers=False):
 
 # %% ../nbs/10_generate.ipynb #load_system
 def load_system(base, adapter=None):
-    "The model of the folder `base`, with the adapter of the folder `adapter` where given, ready to reply; and its ChatFormat."
+    """The model of the folder `base`, with the adapter of the folder `adapter` where given, ready to reply;
+    and its ChatFormat."""
     import torch
     from deescal.base import ChatFormat, load_base, load_tokenizer
     model, on_cpu = load_base(base), not torch.cuda.is_available()
@@ -232,7 +235,8 @@ def load_system(base, adapter=None):
     if adapter:
         sha = file_sha256(Path(adapter)/"adapter_model.safetensors")
         if not sha.startswith(json.loads((Path(adapter)/"recipe.json").read_text())["adapter"]):
-            raise InputError("an adapter has changed since it was tuned", where=adapter, remedy="remove it and run again")
+            raise InputError(
+                "an adapter has changed since it was tuned", where=adapter, remedy="remove it and run again")
         from peft import PeftModel
         model = PeftModel.from_pretrained(model, adapter)
         if on_cpu: model = model.merge_and_unload()
@@ -240,7 +244,8 @@ def load_system(base, adapter=None):
 
 # %% ../nbs/10_generate.ipynb #reply
 def one_reply(model, format, ids, settings, rng):
-    "The reply to the prompt `ids`: a dictionary with reply, flag, error, prompt_tokens, reply_tokens, first_s and reply_s."
+    """The reply to the prompt `ids`: a dictionary with reply, flag, error, prompt_tokens, reply_tokens, first_s
+    and reply_s."""
     import torch
     from transformers import GenerationConfig
     stops = {format.stop, *np.atleast_1d(model.config.get_text_config().eos_token_id or []).tolist()}
@@ -267,27 +272,33 @@ def one_reply(model, format, ids, settings, rng):
 def _asked_prompts(format, messages, asked, settings):
     "(scenario_id, point, sample, prompt) for each reply to make, in the order of the points."
     told = messages.select("scenario_id", "message", "role", "text").sort("scenario_id", "message")
-    told = {sid: m.select("message", "role", "text").rows() for (sid,), m in told.group_by("scenario_id", maintain_order=True)}
+    told = {sid: m.select("message", "role", "text").rows()
+            for (sid,), m in told.group_by("scenario_id", maintain_order=True)}
     for (sid,), p in asked.sort("scenario_id", "point").group_by("scenario_id", maintain_order=True):
-        prompts = scenario_prompts(format, told[sid], p["message"].to_list(), settings["length"], settings["max_new_tokens"])
+        prompts = scenario_prompts(
+            format, told[sid], p["message"].to_list(), settings["length"], settings["max_new_tokens"])
         for point, ids in zip(p["point"], prompts):
             for sample in range(settings["samples"]): yield sid, point, sample, ids
 
 def model_replies(model, format, messages, asked, settings, system_id, seed, work, shard=200):
-    """Replies of a model at the points `asked`, with times: scenario_id, point, sample, reply, flag, error, prompt_tokens,
-    reply_tokens, first_s and reply_s (seconds). Finished shards are taken from the folder `work`."""
+    """Replies of a model at the points `asked`, with times: scenario_id, point, sample, reply, flag, error,
+    prompt_tokens, reply_tokens, first_s and reply_s (seconds). Finished shards are taken from the folder `work`."""
     from tqdm.auto import tqdm
-    schema = {"scenario_id": pl.String, "point": pl.Int64, "sample": pl.Int64, "reply": pl.String, "flag": pl.String,
-              "error": pl.String, "prompt_tokens": pl.Int64, "reply_tokens": pl.Int64, "first_s": pl.Float64, "reply_s": pl.Float64}
+    schema = {
+        "scenario_id": pl.String, "point": pl.Int64, "sample": pl.Int64, "reply": pl.String, "flag": pl.String,
+        "error": pl.String, "prompt_tokens": pl.Int64, "reply_tokens": pl.Int64, "first_s": pl.Float64,
+        "reply_s": pl.Float64}
     todo, done, warm = list(_asked_prompts(format, messages, asked, settings)), [pl.DataFrame(schema=schema)], False
     for k in tqdm(range(0, len(todo), shard), desc="replies", unit="shard", mininterval=1):
         path = Path(work)/f"{digest([t[:3] for t in todo[k:k + shard]], length=16)}.parquet"
         if not path.is_file():
-            if not warm: one_reply(model, format, todo[k][3], settings, np.random.default_rng(0))  # the first one is slow
+            # the first one is slow
+            if not warm: one_reply(model, format, todo[k][3], settings, np.random.default_rng(0))
             warm, rows = True, []
             for sid, point, sample, ids in todo[k:k + shard]:
                 rng = np.random.default_rng(derive_seed(seed, system_id, sid, point, sample))
-                rows.append({"scenario_id": sid, "point": point, "sample": sample} | one_reply(model, format, ids, settings, rng))
+                rows.append({"scenario_id": sid, "point": point, "sample": sample}
+                            | one_reply(model, format, ids, settings, rng))
             done.append(pl.DataFrame(rows, schema=schema))
             if any(r["error"] for r in rows): continue  # a later try may go better
             with atomic(path) as tmp: done[-1].write_parquet(tmp)
@@ -302,7 +313,8 @@ def model_parts(base, adapter, source, settings):
     how = "greedy" if s["decoding"] == "greedy" else f"temperature {s['temperature']!r}, top-p {s['top_p']!r}"
     tuning = json.loads((Path(adapter)/"recipe.json").read_text()) if adapter else {}
     return {
-        "model": source if origin["kind"] != "folder" else Path(base).name, "revision": origin["revision"], "variant": "tuned" if adapter else "base",
+        "model": source if origin["kind"] != "folder" else Path(base).name, "revision": origin["revision"],
+        "variant": "tuned" if adapter else "base",
         "recipe": ", ".join(f"{k} {v}" for k, v in tuning.items()),
         "history": f"true, at most {s['length']} tokens with the reply, left edge at a turn",
         "decoding": f"{how}, repetition penalty {s['repetition_penalty']!r}, at most {s['max_new_tokens']} tokens",

@@ -262,26 +262,31 @@ def scores_figure(table):
         xlim=(0, t["shown"].max() * 1.12))
     ax.grid(axis="x", linewidth=0.3)
     best = t.filter(pl.col("ours").is_not_null(), variant="baseline").sort("ours").tail(1).rows(named=True)
-    finding = (f"The best baseline, '{best[0]['model']}', reaches {best[0]['ours']:.1f}" if best else "Base and tuned models") + (
-        " (diamonds: ours; circles: the paper's, on another test set)")
+    finding = (
+        f"The best baseline, '{best[0]['model']}', reaches {best[0]['ours']:.1f}" if best else "Base and tuned models"
+    ) + " (diamonds: ours; circles: the paper's, on another test set)"
     fig.suptitle(finding, fontsize=11)
     return fig, f"Dot plot of ROUGE-L by system. {finding}."
 
 # %% ../nbs/14_report.ipynb #coverage
 def coverage_line(coverage, adapters):
-    "A sentence a tuned model: civilian tokens of the training split, those it learned from, those a cut at 2,048 keeps."
+    """A sentence a tuned model: civilian tokens of the training split, those it learned from, those a cut at 2,048
+    keeps."""
     lines = []
-    for r in coverage.filter(split="train").join(adapters.select("model", "epochs"), on="model").sort("model").rows(named=True):
+    for r in coverage.filter(split="train").join(
+            adapters.select("model", "epochs"), on="model").sort("model").rows(named=True):
         kept = r["published_cut"] / max(r["civilian_tokens"], 1)
         lines.append(
-            f"{r['model']}: {r['civilian_tokens']:,} civilian tokens in the training split, {r['supervised_tokens']:,} of them a "
-            f"target in each of {r['epochs']:g} epochs ({r['supervised_tokens'] / max(r['civilian_tokens'], 1):.1%}); "
+            f"{r['model']}: {r['civilian_tokens']:,} civilian tokens in the training split, "
+            f"{r['supervised_tokens']:,} of them a target in each of {r['epochs']:g} epochs "
+            f"({r['supervised_tokens'] / max(r['civilian_tokens'], 1):.1%}); "
             f"cutting each scenario at 2,048 tokens would keep {r['published_cut']:,} ({kept:.1%}).")
     return lines
 
 # %% ../nbs/14_report.ipynb #sideways
 def sideways(df, key):
-    "A table of few rows and many columns, turned: one row a column of `df`, one column a row; long hashes are shortened."
+    """A table of few rows and many columns, turned: one row a column of `df`, one column a row; long hashes are
+    shortened."""
     names = df[key].to_list()
     def text(v):
         if isinstance(v, float): return f"{v:.4g}"

@@ -316,18 +316,20 @@ def paired_test(a, b, seed=0, resamples=9999):
 def base_against_tuned(scores, systems, seed=0):
     "The table `differences`: each tuned system less the base of the same model, by scenario, on each metric."
     at = ["scenario_id", "point", "sample"]  # only where both replied: an error row must not make a difference
-    pairs = systems.filter(variant="tuned").join(systems.filter(variant="base"), on=["model", "revision"], suffix="_base")
+    pairs = systems.filter(variant="tuned").join(
+        systems.filter(variant="base"), on=["model", "revision"], suffix="_base")
     rows = []
     for tuned, base in pairs.select("system_id", "system_id_base").iter_rows():
         shared = scores.filter(system_id=tuned).join(scores.filter(system_id=base), on=at, suffix="_base").sort(at)
-        both = shared.group_by("scenario_id", maintain_order=True).agg(pl.col(*METRICS, *(f"{m}_base" for m in METRICS)).mean())
+        both = shared.group_by("scenario_id", maintain_order=True).agg(
+            pl.col(*METRICS, *(f"{m}_base" for m in METRICS)).mean())
         rows += [(tuned, base, m, *paired_test(both[m], both[f"{m}_base"], seed), len(both)) for m in METRICS]
     return pl.DataFrame(rows, orient="row", schema=TABLES["differences"].schema)
 
 # %% ../nbs/11_score.ipynb #file
 def read_replies(path, points):
-    """Replies from the JSON Lines file `path` as (system_id, scenario_id, point, sample, reply), checked against the test
-    points of `points`. The system is named by `system` in each line, else by the file; `sample` counts from 0."""
+    """Replies from the JSON Lines file `path` as (system_id, scenario_id, point, sample, reply), checked against the
+    test points of `points`. The system is named by `system` in each line, else by the file; `sample` counts from 0."""
     path, rows, seen, names = Path(path), [], {}, {}
     asked = set(points.filter(split="test").select("scenario_id", "point").iter_rows())
     def fail(n, what, remedy): raise InputError(what, where=f"{path}, line {n}", remedy=remedy)
@@ -342,19 +344,24 @@ def read_replies(path, points):
         r = {"system": path.stem, "sample": 0} | r
         for name, kind in (("scenario_id", str), ("point", int), ("reply", str), ("sample", int), ("system", str)):
             if type(r.get(name)) is not kind:
-                fail(n, f"{name} is {r.get(name)!r}" if name != "reply" else "reply is no text", f"give it as {kind.__name__}")
+                fail(n, f"{name} is {r.get(name)!r}" if name != "reply" else "reply is no text",
+                     f"give it as {kind.__name__}")
         if unknown := set(r) - {"system", "sample", "scenario_id", "point", "reply"}:
-            fail(n, f"unknown: {', '.join(sorted(unknown))}", did_you_mean(min(unknown), ["system", "sample", "scenario_id", "point", "reply"]))
+            fail(n, f"unknown: {', '.join(sorted(unknown))}",
+                 did_you_mean(min(unknown), ["system", "sample", "scenario_id", "point", "reply"]))
         if not 0 <= r["sample"] < 1000: fail(n, f"sample is {r['sample']}", "count the samples of a point from 0")
         if names.setdefault(safe_id(r["system"]), r["system"]) != r["system"]:
-            fail(n, f"two systems would be called {safe_id(r['system'])}", "give them names that differ in letters or digits")
+            fail(n, f"two systems would be called {safe_id(r['system'])}",
+                 "give them names that differ in letters or digits")
         try: r["reply"].encode()
-        except UnicodeEncodeError: fail(n, "reply holds half a character (a lone surrogate)", "write it as proper Unicode")
+        except UnicodeEncodeError:
+            fail(n, "reply holds half a character (a lone surrogate)", "write it as proper Unicode")
         if (r["scenario_id"], r["point"]) not in asked:
             fail(n, f"there is no point {r['point']} of scenario {r['scenario_id']!r} in the test split",
                  "take scenario_id and point from the run's table points, split test")
         key = (safe_id(r["system"]), r["scenario_id"], r["point"], r["sample"])
-        if key in seen: fail(n, f"the same point as in line {seen[key]}", "give each sample of a point a number: sample")
+        if key in seen:
+            fail(n, f"the same point as in line {seen[key]}", "give each sample of a point a number: sample")
         seen[key] = n
         rows.append((*key, r["reply"]))
     if not rows: raise InputError("no reply in it", where=path, remedy="write one JSON object a line")
@@ -363,15 +370,19 @@ def read_replies(path, points):
 
 # %% ../nbs/11_score.ipynb #file_score
 def score_file(run, path, encoder="minilm"):
-    "Score the replies in the file `path` at the run's test points: (scores, means), the means with the points unanswered."
+    """Score the replies in the file `path` at the run's test points: (scores, means), the means with the points
+    unanswered."""
     points = run.read("points")
     replies = read_replies(path, points).sort("system_id", "scenario_id", "point", "sample")
-    pairs = replies.join(points, on=["scenario_id", "point"], maintain_order="left").with_columns(pl.lit("").alias("flag"))
+    pairs = replies.join(points, on=["scenario_id", "point"], maintain_order="left").with_columns(
+        pl.lit("").alias("flag"))
     scores = pl.concat([pairs.select("system_id", "scenario_id", "point", "sample"),
                         score_replies(pairs["reply"], pairs["reference"], encoder=encoder)], how="horizontal")
     answered = pairs.select("system_id", "scenario_id", "point").unique().group_by("system_id").len("answered")
     total = points.filter(split="test").height
-    means = system_means(pairs, scores).drop("flagged").rename({"points": "replies"}).join(answered, on="system_id").sort("system_id")
+    means = (
+        system_means(pairs, scores).drop("flagged").rename({"points": "replies"})
+        .join(answered, on="system_id").sort("system_id"))
     return scores, means.with_columns((total - pl.col("answered").cast(pl.Int64)).alias("unanswered")).drop("answered")
 
 def score_command(run, path, encoder):
@@ -382,5 +393,6 @@ def score_command(run, path, encoder):
     with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=3, tbl_hide_dataframe_shape=True,
                    tbl_hide_column_data_types=True): print(means)
     if means["unanswered"].sum():
-        print("Some points have no reply; these means are over the others and cannot be compared with a system that answers all.")
+        print("Some points have no reply; these means are over the others and cannot be compared with a system that "
+              "answers all.")
     print(f"Scores of each reply: {target}")

@@ -12,11 +12,14 @@ from hypothesis import given, settings, strategies as st
 from deescal.core import project_root
 
 # %% ../nbs/08b_base.ipynb #train_setup
-def toy_training(folder, steps=6, report_steps=2, seed=1, texts=("Step back, sir.", "Why? I won't.", "Calm down.", "No!")):
+def toy_training(
+    folder, steps=6, report_steps=2, seed=1, texts=("Step back, sir.", "Why? I won't.", "Calm down.", "No!"),
+):
     "A tiny model trained on a few utterances: what `train` returns, and the tokenizer."
     t = train_tokenizer(list(texts) * 5, 300)
-    messages = pl.DataFrame({"scenario_id": "s", "message": range(4 * len(texts)), "role": ["user", "assistant"] * (2 * len(texts)),
-                             "text": list(texts) * 4})
+    messages = pl.DataFrame({
+        "scenario_id": "s", "message": range(4 * len(texts)), "role": ["user", "assistant"] * (2 * len(texts)),
+        "text": list(texts) * 4})
     documents = utterance_documents(messages, ChatFormat(t), 48)
     settings = {"steps": steps, "batch": 2, "learning_rate": 0.003, "report_steps": report_steps, "seed": seed}
     return train(tiny_model(t, 1, 64, 48, seed), t, pack(documents, 48), pack(documents[:4], 48), folder, settings), t
@@ -43,31 +46,39 @@ def test_any_text_survives_the_tokenizer(text):
     assert t.decode(ids) == text
 
 def test_the_tokenizer_is_the_same_in_another_process():
-    code = """
+    code = (
+        """
         from deescal.base import train_tokenizer
         from deescal.core import digest
-        print(digest(train_tokenizer([f"word{i % 97} and {i % 31}" for i in range(2000)], 500).backend_tokenizer.to_str()))"""
-    said = {subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True).stdout
-            for _ in range(2)}
+        print(digest(train_tokenizer([f"word{i % 97} and {i % 31}" for i in range(2000)], 500)"""
+        ".backend_tokenizer.to_str()))")
+    said = {
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)}
     assert len(said) == 1 and len(said.pop().strip()) == 64
 
 # %% ../nbs/08b_base.ipynb #format_test
 # Chat forms like those of the paper's families, written for this test: (template, whether it has a system role).
 FORMS = {
     "chatml": (TEMPLATE, True),
-    "llama": ("{{ '<|begin|>' }}{% for m in messages %}<|head|>{{ m.role }}<|end_head|>\n\n{{ m.content | trim }}<|eot|>{% endfor %}"
+    "llama": ("{{ '<|begin|>' }}{% for m in messages %}<|head|>{{ m.role }}<|end_head|>\n\n{{ m.content | trim }}"
+              "<|eot|>{% endfor %}"
               "{% if add_generation_prompt %}<|head|>assistant<|end_head|>\n\n{% endif %}", True),
-    "gemma": ("{{ '<|begin|>' }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}"
-              "{% endif %}<|turn|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<|end|>\n{% endfor %}"
+    "gemma": ("{{ '<|begin|>' }}{% for m in messages %}"
+              "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+              "<|turn|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<|end|>\n{% endfor %}"
               "{% if add_generation_prompt %}<|turn|>model\n{% endif %}", False),
     "granite": ("{% for m in messages %}<|role|>{{ m.role }}<|end_role|>{{ m.content }}<|end|>\n{% endfor %}"
                 "{% if add_generation_prompt %}<|role|>assistant<|end_role|>{% endif %}", True),
     "phi": ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}", True),
-    "falcon": ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}"
+    "falcon": ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+               "{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}"
                "{% if add_generation_prompt %}<|assistant|>\n{% endif %}", True),
-    "mistral": ("<|begin|>{% for m in messages %}{% if m.role == 'system' %}<|system|>{{ m.content }}<|end_role|>{% elif m.role == 'user' %}"
-                "<|turn|>{{ m.content }}<|role|>{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}", True)}
+    "mistral": ("<|begin|>{% for m in messages %}"
+                "{% if m.role == 'system' %}<|system|>{{ m.content }}<|end_role|>"
+                "{% elif m.role == 'user' %}<|turn|>{{ m.content }}<|role|>"
+                "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}", True)}
 
 def tokenizer_like(form):
     t = train_tokenizer(["Step back, sir.", "Why? I won't step back, sir. OK."] * 9, 320)
@@ -82,7 +93,8 @@ def tokenizer_like(form):
 def test_the_pieces_are_the_whole_in_every_familys_form(form):
     f = ChatFormat(tokenizer_like(form))
     assert ("\ue002" in f.begin) == FORMS[form][1]
-    assert f.stop in f.tokenizer.all_special_ids and f.tokenizer.convert_ids_to_tokens(f.stop) in ("<|im_end|>", "<|eot|>", "<|end|>")
+    assert f.stop in f.tokenizer.all_special_ids and f.tokenizer.convert_ids_to_tokens(f.stop) in (
+        "<|im_end|>", "<|eot|>", "<|end|>")
     before, content, after = f.message("assistant", " Sir, why? ")
     assert f.tokenizer.decode(content) == "Sir, why?" and after[0] == f.stop
 
@@ -95,7 +107,8 @@ def test_text_that_looks_like_a_special_token_is_text():
 @pytest.mark.parametrize("template", [
     "{% for m in messages %}{{ m.content }}{% endfor %}",
     "{{ messages[-1].content }}",
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n<|im_end|>{% endfor %}"
+     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"),
     None,
     "{% for m in messages %}<|im_start|>{{ loop.index }}{{ m.content }}<|im_end|>{% endfor %}"])
 def test_a_template_that_cannot_be_cut_into_messages_is_refused(template):
@@ -175,7 +188,8 @@ def test_the_validation_loss_is_a_mean_over_tokens(tmp_path):
     import torch
     t = train_tokenizer(["Step back, sir."] * 5, 300)
     model, form = tiny_model(t, 1, 64, 48, 1), ChatFormat(t)
-    m = pl.DataFrame({"scenario_id": "s", "message": range(9), "role": "user", "text": ["Step back, sir. " * 2] * 8 + ["Zoë?"]})
+    m = pl.DataFrame({
+        "scenario_id": "s", "message": range(9), "role": "user", "text": ["Step back, sir. " * 2] * 8 + ["Zoë?"]})
     packs = pack(utterance_documents(m, form, 48), 48)
     sizes = [sum(x != -100 for x in p["labels"]) for p in packs]
     assert len(set(sizes)) > 1, "packs of unlike size"
@@ -193,7 +207,8 @@ def test_a_loss_that_is_no_number_stops_and_names_the_documents(tmp_path):
     t = train_tokenizer(["Step back."] * 5, 300)
     model = tiny_model(t, 1, 64, 48, 1)
     with torch.no_grad(): model.model.embed_tokens.weight[t("z")["input_ids"][0]] = float("nan")
-    messages = pl.DataFrame({"scenario_id": ["good", "bad"], "message": [0, 7], "role": ["user", "assistant"], "text": ["Hi.", "z"]})
+    messages = pl.DataFrame({
+        "scenario_id": ["good", "bad"], "message": [0, 7], "role": ["user", "assistant"], "text": ["Hi.", "z"]})
     packs = pack(utterance_documents(messages, ChatFormat(t), 48), 48)
     settings = {"steps": 2, "batch": 1, "learning_rate": 0.001, "report_steps": 1, "seed": 1}
     with pytest.raises(DeescalError) as e: train(model, t, packs, packs, tmp_path, settings)
@@ -214,7 +229,8 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint_whole(tmp_path):
         except b.DeescalError as e: print(e)"""
     r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path/"f")], cwd=project_root(),
                        capture_output=True, text=True)
-    assert "a checkpoint could not be written" in r.stdout and "it goes on from step 2" in r.stdout, r.stdout + r.stderr[-3000:]
+    assert "a checkpoint could not be written" in r.stdout and "it goes on from step 2" in r.stdout, \
+        r.stdout + r.stderr[-3000:]
     assert last_whole_checkpoint(tmp_path/"f").name == "checkpoint-2"
     (_, losses, _), _ = toy_training(tmp_path/"f")
     (_, unbroken, _), _ = toy_training(tmp_path/"g")
@@ -236,7 +252,8 @@ def small_model(tmp_path):
 def test_a_folder_with_another_architecture_is_described_and_loaded_in_four_bits(small_model, tmp_path):
     from bitsandbytes.nn import Linear4bit
     row, source = describe_base("small", str(small_model), tmp_path)
-    assert row["architecture"] == "LlamaForCausalLM" and row["template"].startswith("checked") and row["revision"] == path_sha256(small_model)
+    assert row["architecture"] == "LlamaForCausalLM" and row["template"].startswith("checked") \
+        and row["revision"] == path_sha256(small_model)
     (tmp_path/"base").mkdir()
     (tmp_path/"base"/"source.json").write_text(json.dumps(source))
     model = load_base(tmp_path/"base")
@@ -244,15 +261,16 @@ def test_a_folder_with_another_architecture_is_described_and_loaded_in_four_bits
     with pytest.raises(InputError, match="changed since"):
         (small_model/"config.json").write_text((small_model/"config.json").read_text() + " ")
         load_base(tmp_path/"base")
-    assert isinstance(layer, Linear4bit) and layer.weight.quant_state.quant_type == "nf4" and layer.weight.quant_state.nested
+    assert isinstance(layer, Linear4bit) and layer.weight.quant_state.quant_type == "nf4" \
+        and layer.weight.quant_state.nested
 
 @pytest.mark.parametrize("family", ["Gemma2", "Phi3", "Granite"])
 def test_the_other_families_are_checked_and_loaded_in_four_bits(family, tmp_path):
     import torch, transformers
     t = tokenizer_like("gemma" if family == "Gemma2" else "phi")
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(t), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        head_dim=32, pad_token_id=0, bos_token_id=None, eos_token_id=2)
+        vocab_size=len(t), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, pad_token_id=0, bos_token_id=None, eos_token_id=2)
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path/"m")
     t.save_pretrained(tmp_path/"m")
     row, source = describe_base("m", str(tmp_path/"m"), tmp_path)
@@ -292,5 +310,6 @@ def test_weights_that_can_hold_code_are_refused(small_model, tmp_path):
 
 def test_a_model_of_the_hub_that_cannot_be_had_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     code = "import sys; from deescal.base import describe_base; describe_base('x', 'no-such-owner/no-such-model', '.')"
-    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, HF_HUB_OFFLINE="1"))
+    r = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, HF_HUB_OFFLINE="1"))
     assert "cannot be had" in r.stderr and "hf download" in r.stderr

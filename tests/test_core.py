@@ -214,8 +214,11 @@ def test_the_closure_follows_imports(tmp_path):
 # %% ../nbs/00_core.ipynb #settle_test
 def test_of_a_progress_bar_the_end_is_kept():
     from nbformat.v4 import new_output
-    out = [new_output("stream", name="stderr", text="note\nbar:  0%"), new_output("stream", name="stdout", text="said\n"),
-           new_output("stream", name="stderr", text="\rbar: 50%\rbar: 100%\n"), new_output("display_data", data={"text/plain": "x"})]
+    out = [
+        new_output("stream", name="stderr", text="note\nbar:  0%"),
+        new_output("stream", name="stdout", text="said\n"),
+        new_output("stream", name="stderr", text="\rbar: 50%\rbar: 100%\n"),
+        new_output("display_data", data={"text/plain": "x"})]
     one, two, three = settle_streams(out)
     assert one.text == "note\nbar: 100%\n" and two.text == "said\n" and three.output_type == "display_data"
 

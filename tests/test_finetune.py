@@ -16,7 +16,8 @@ words = "step back sir why no I won't calm down okay officer what is your name D
 
 def toy_dialogue(r, turns, longest=12):
     "An invented dialogue: (message, role, text), officer and civilian mixed."
-    return [(i, r.choice(["user", "assistant"]), " ".join(r.choices(words, k=r.randint(1, longest)))) for i in range(turns)]
+    return [(i, r.choice(["user", "assistant"]), " ".join(r.choices(words, k=r.randint(1, longest))))
+            for i in range(turns)]
 
 toy_format = ChatFormat(train_tokenizer([" ".join(words)] * 9, 320))
 
@@ -53,17 +54,20 @@ def test_a_long_reply_still_sees_what_it_answers():
 def test_every_civilian_token_is_a_target_exactly_once(r, turns, length, longest):
     dialogue = toy_dialogue(r, turns, longest)
     found = scenario_windows(toy_format, dialogue, length, prompt="You are Dale.")
-    said = [i for _, role, text in dialogue if role == "assistant" for i in toy_format.message(role, text)[1] + [toy_format.stop]]
+    said = [i for _, role, text in dialogue if role == "assistant"
+            for i in toy_format.message(role, text)[1] + [toy_format.stop]]
     assert [l for w in found for l in w["labels"] if l != -100] == said  # in order: none missing, none twice
     for w in found:
         assert len(w["input_ids"]) == len(w["labels"]) <= length and w["labels"][0] == -100
         assert all(l in (-100, i) for i, l in zip(w["input_ids"], w["labels"]))
 
 def test_a_turn_longer_than_a_window_is_learned_in_pieces_and_flagged():
-    dialogue = [(0, "user", "why " * 300), (1, "assistant", "no sir " * 200), (2, "user", "okay"), (3, "assistant", "okay")]
+    dialogue = [
+        (0, "user", "why " * 300), (1, "assistant", "no sir " * 200), (2, "user", "okay"), (3, "assistant", "okay")]
     found = scenario_windows(toy_format, dialogue, 250)
     assert len(found) > 3 and all(w["pieces"] == {1} for w in found[:-1]) and found[0]["cuts"] == {0}
-    assert sum(w["targets"] for w in found) == sum(len(toy_format.message("assistant", t)[1]) + 1 for t in ("no sir " * 200, "okay"))
+    assert sum(w["targets"] for w in found) == sum(
+        len(toy_format.message("assistant", t)[1]) + 1 for t in ("no sir " * 200, "okay"))
 
 def test_a_window_too_short_for_the_prompt_is_an_error():
     with pytest.raises(DeescalError, match="finetune.length"): scenario_windows(toy_format, [(0, "user", "Hi.")], 20)
@@ -72,7 +76,8 @@ def test_a_window_too_short_for_the_prompt_is_an_error():
 def toy_corpus(seed=1, scenarios=6, turns=30, longest=12):
     r = random.Random(seed)
     rows = [(f"s{k}", *m) for k in range(scenarios) for m in toy_dialogue(r, turns, longest)]
-    messages = pl.DataFrame(rows, orient="row", schema={"scenario_id": pl.String, "message": pl.Int64, "role": pl.String, "text": pl.String})
+    messages = pl.DataFrame(rows, orient="row", schema={
+        "scenario_id": pl.String, "message": pl.Int64, "role": pl.String, "text": pl.String})
     split = pl.DataFrame({"scenario_id": [f"s{k}" for k in range(scenarios)],
                           "split": ["train"] * (scenarios - 2) + ["validation", "test"]})
     return messages, split
@@ -84,7 +89,8 @@ def test_the_batches_hold_the_civilian_tokens_of_the_corpus(longest):
     packs = {s: pack(d, 160) for s, d in documents.items()}
     table = coverage(messages, split, toy_format, 160, packs, "toy")
     assert table["supervised_tokens"].to_list() == table["civilian_tokens"].to_list()
-    assert windows.group_by("split").agg(pl.col("targets").sum()).sort("split")["targets"].to_list() == table["civilian_tokens"].to_list()
+    assert windows.group_by("split").agg(pl.col("targets").sum()).sort("split")["targets"].to_list() \
+        == table["civilian_tokens"].to_list()
     assert (table["split_turns"].sum() > 0) == (longest > 100)
     assert set(windows["scenario_id"]) == {"s0", "s1", "s2", "s3", "s4"}, "the test split must not be trained on"
 
@@ -108,7 +114,8 @@ def test_fused_projections_are_found_and_strange_layers_refused():
                                      num_attention_heads=2, num_key_value_heads=2, pad_token_id=0))
     assert attach_to(phi, "phi") == attach_to(phi, "my/phi") == list(FUSED)
     with pytest.raises(DeescalError, match="qkv_proj"): attach_to(tiny_model(toy_format.tokenizer, 1, 64, 64, 0), "phi")
-    with pytest.raises(DeescalError, match="REGISTRY"): attach_to(GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2)), "x/y")
+    with pytest.raises(DeescalError, match="REGISTRY"):
+        attach_to(GPT2LMHeadModel(GPT2Config(vocab_size=32, n_embd=32, n_layer=1, n_head=2)), "x/y")
 
 # %% ../nbs/09_finetune.ipynb #packed_test
 def test_documents_in_a_pack_do_not_see_each_other(toy_base):
@@ -121,7 +128,8 @@ def test_documents_in_a_pack_do_not_see_each_other(toy_base):
         packs = pack([{"input_ids": d, "labels": d, "name": str(i)} for i, d in enumerate(documents)], 160)
         assert len(packs) == 1
         batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([packs.remove_columns("names")[0]])
-        with torch.no_grad(): return model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
+        with torch.no_grad():
+            return model(**{k: v for k, v in batch.items() if k != "labels"}, use_cache=False).logits[0]
     long, short, other = ([r.randrange(5, 300) for _ in range(n)] for n in (60, 40, 40))
     one, two = logits(long, short), logits(long, other)
     assert torch.equal(one[:60], two[:60]) and not torch.allclose(one[60:], two[60:])
@@ -164,7 +172,8 @@ def test_an_epoch_shows_every_document_once(toy_base, tmp_path, batch, monkeypat
         if model.training: seen.append(int((inputs["labels"] != -100).sum()))
         return compute(self, model, inputs, **kw)
     monkeypatch.setattr(trl.SFTTrainer, "compute_loss", counting)
-    settings = recipe_for("tiny", "code", batch=batch) | {"steps": 2 * math.ceil(len(packs) / batch), "report_steps": 100, "seed": 1}
+    settings = recipe_for("tiny", "code", batch=batch) | {
+        "steps": 2 * math.ceil(len(packs) / batch), "report_steps": 100, "seed": 1}
     finetune(toy_base, packs, packs, tmp_path, settings, "tiny")
     civilian = coverage(messages, split, toy_format, 160, {"train": packs}, "toy")["civilian_tokens"][0]
     assert sum(seen) == 2 * civilian and len(seen) == 2 * len(packs), "two epochs, each token a target in both"
@@ -227,6 +236,8 @@ def test_only_the_word_decides():
 
 # %% ../nbs/09_finetune.ipynb #figure_test
 def test_the_figure_names_the_loss_of_the_adapter_that_is_kept():
-    losses = pl.DataFrame([(0, "validation", 3.0), (5, "train", 2.0), (5, "validation", 4.0)], orient="row", schema=["step", "split", "loss"])
+    losses = pl.DataFrame(
+        [(0, "validation", 3.0), (5, "train", 2.0), (5, "validation", 4.0)], orient="row",
+        schema=["step", "split", "loss"])
     assert "3.00 nats a token at step 0, 4.00 at step 5, whose adapter is kept" in loss_figure(losses, 5)[1]
     assert "does not fall" in loss_figure(losses, 5)[0].axes[0].get_title()

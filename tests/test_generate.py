@@ -125,7 +125,8 @@ def test_the_left_edge_stays_for_a_while_and_then_jumps():
 def draws(settings, n, vocabulary=12):
     import torch
     logits = torch.linspace(0, 3, vocabulary)[None]
-    choose = lambda rng: _chooser(settings, rng, [])(torch.zeros((1, 1), dtype=torch.long), logits.clone()).argmax().item()
+    choose = lambda rng: _chooser(settings, rng, [])(
+        torch.zeros((1, 1), dtype=torch.long), logits.clone()).argmax().item()
     return np.bincount([choose(np.random.default_rng(i)) for i in range(n)], minlength=vocabulary) / n
 
 def test_tokens_are_drawn_as_often_as_the_published_settings_say():
@@ -149,8 +150,9 @@ def test_greedy_takes_the_likeliest():
     ("**Officer:** Step back.", "speaks_for_officer"), ("I won't. Officer: Step back.", "speaks_for_officer"),
     ("Police: step back", "speaks_for_officer"), ("Officer (calmly): stop", "speaks_for_officer"),
     ("The police are here: look.", ""), ("Call the police. Now: go!", ""),
-    ("I was at home all day with my kids and I never saw him. " * 4, "loops"), ("no " * 12, "loops"), ("I don't know, " * 4, "loops"),
-    ("Let me go. " * 3, ""), ("I want my lawyer and I want him now. " * 4, "loops")])
+    ("I was at home all day with my kids and I never saw him. " * 4, "loops"), ("no " * 12, "loops"),
+    ("I don't know, " * 4, "loops"), ("Let me go. " * 3, ""),
+    ("I want my lawyer and I want him now. " * 4, "loops")])
 def test_flags(text, flags): assert reply_flags(text, True) == flags
 
 def test_flags_of_the_tokens():
@@ -165,8 +167,8 @@ def toy_replies(work, shard=4, only=None, system_id="toy-1", sample_seed=1, **se
     asked = p if only is None else p.filter(only)
     torch.manual_seed(1)
     model = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval()
-    settings = {"decoding": "sampling", "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.05, "max_new_tokens": 12,
-                "length": 256, "samples": 2} | settings
+    settings = {"decoding": "sampling", "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.05,
+                "max_new_tokens": 12, "length": 256, "samples": 2} | settings
     return model_replies(model, toy_format, m, asked, settings, system_id, sample_seed, work, shard)
 
 COLUMNS = ["scenario_id", "point", "sample", "reply", "flag"]
@@ -202,7 +204,9 @@ def test_a_killed_generation_keeps_its_finished_shards(tmp_path):
     whole = toy_replies(tmp_path/"whole").select(COLUMNS)
     for at, shards in ((2, 0), (7, 1), (15, 3)):
         work = tmp_path/str(at)
-        r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(work), str(at)], cwd=project_root(), capture_output=True, text=True)
+        r = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), str(work), str(at)], cwd=project_root(),
+            capture_output=True, text=True)
         assert r.returncode == -9, r.stderr[-2000:]
         kept = {p: p.stat().st_mtime_ns for p in work.glob("*.parquet")}
         assert len(kept) == shards
@@ -213,13 +217,16 @@ def test_an_engine_error_is_an_error_row(tmp_path):
     import torch
     model = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval()
     with torch.no_grad(): model.model.norm.weight.fill_(float("nan"))
-    settings = {"decoding": "sampling", "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "max_new_tokens": 4}
+    settings = {
+        "decoding": "sampling", "temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0, "max_new_tokens": 4}
     said = one_reply(model, toy_format, [5, 6, 7], settings, np.random.default_rng(1))
-    assert said["reply"] is None and said["error"] == "RuntimeError: the model's output is not a number" and not said["flag"]
+    assert said["reply"] is None and said["error"] == "RuntimeError: the model's output is not a number" \
+        and not said["flag"]
 
 # %% ../nbs/10_generate.ipynb #replies_end_test
 @pytest.mark.parametrize("token, reply, flag, length", [
-    ("<|im_end|>", "", "empty", 1), ("<|im_start|>", "", "limit empty speaks_for_officer", 4), ("a", "aaaa", "limit", 4)])
+    ("<|im_end|>", "", "empty", 1), ("<|im_start|>", "", "limit empty speaks_for_officer", 4),
+    ("a", "aaaa", "limit", 4)])
 def test_a_reply_ends_at_the_end_of_the_turn_or_is_flagged(token, reply, flag, length):
     import torch
     model, ids = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval(), toy_format.ids(token, special=True)
@@ -227,7 +234,8 @@ def test_a_reply_ends_at_the_end_of_the_turn_or_is_flagged(token, reply, flag, l
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.lm_head.bias.copy_(torch.nn.functional.one_hot(torch.tensor(ids[0]), len(toy_format.tokenizer)) * 50.0)
-    settings = {"decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.0, "max_new_tokens": 4}
+    settings = {
+        "decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.0, "max_new_tokens": 4}
     said = one_reply(model, toy_format, [5, 6], settings, np.random.default_rng(1))
     assert (said["reply"], said["flag"], said["reply_tokens"], said["error"]) == (reply, flag, length, "")
     assert 0 < said["first_s"] <= said["reply_s"]
@@ -242,9 +250,12 @@ def test_an_error_is_not_kept_when_the_cause_is_gone(tmp_path, monkeypatch):
     assert toy_replies(tmp_path).select(COLUMNS).equals(toy_replies(tmp_path/"fresh").select(COLUMNS))
 
 def test_more_samples_leave_the_first_as_it_is(tmp_path):
-    settings = {"decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "max_new_tokens": 12, "length": 256}
+    settings = {
+        "decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "max_new_tokens": 12,
+        "length": 256}
     (tmp_path/"source.json").write_text(json.dumps({"kind": "tiny", "where": "", "revision": "r"}))
     parts = [model_parts(tmp_path, None, "tiny", settings | {"samples": k}) for k in (1, 2)]
-    assert parts[0] == parts[1] != model_parts(tmp_path, None, "tiny", settings | {"samples": 1, "temperature": 0.6000004})
+    assert parts[0] == parts[1] != model_parts(
+        tmp_path, None, "tiny", settings | {"samples": 1, "temperature": 0.6000004})
     two = toy_replies(tmp_path/"a").filter(sample=0).select(COLUMNS)
     assert toy_replies(tmp_path/"b", samples=1).select(COLUMNS).equals(two)

@@ -81,7 +81,9 @@ def test_figures_are_the_same_bytes_twice(tmp_path):
 
 # %% ../nbs/14_report.ipynb #coverage_test
 def test_the_coverage_line_says_what_is_learned_and_what_a_cut_keeps():
-    schema = {"model": pl.String, "split": pl.String, "civilian_tokens": pl.Int64, "supervised_tokens": pl.Int64, "published_cut": pl.Int64}
+    schema = {
+        "model": pl.String, "split": pl.String, "civilian_tokens": pl.Int64, "supervised_tokens": pl.Int64,
+        "published_cut": pl.Int64}
     table = pl.DataFrame([("m", "train", 1000, 1000, 430), ("m", "validation", 9, 9, 9)], orient="row", schema=schema)
     assert coverage_line(table, pl.DataFrame({"model": ["m"], "epochs": [2.0]})) == [
         "m: 1,000 civilian tokens in the training split, 1,000 of them a target in each of 2 epochs (100.0%); "

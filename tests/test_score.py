@@ -115,38 +115,47 @@ def test_the_p_value_is_that_of_all_sign_flips():
     assert paired_test(d, np.zeros(7))[1] == pytest.approx(exact)
 
 def test_only_base_and_tuned_of_one_model_are_compared():
-    schema = {"system": pl.String, "system_id": pl.String, "model": pl.String, "revision": pl.String, "variant": pl.String}
-    systems = pl.DataFrame([("a-base", "1", "a", "r", "base"), ("a-tuned", "2", "a", "r", "tuned"), ("b-tuned", "3", "b", "r", "tuned"),
-                            ("previous", "4", "previous", "", "baseline")], orient="row", schema=schema)
-    scores = pl.DataFrame([(i, s, 0, 0, *[0.1 * int(i)] * 4) for i in "1234" for s in "xyz"], orient="row", schema=TABLES["scores"].schema)
+    schema = {
+        "system": pl.String, "system_id": pl.String, "model": pl.String, "revision": pl.String, "variant": pl.String}
+    systems = pl.DataFrame(
+        [("a-base", "1", "a", "r", "base"), ("a-tuned", "2", "a", "r", "tuned"), ("b-tuned", "3", "b", "r", "tuned"),
+         ("previous", "4", "previous", "", "baseline")], orient="row", schema=schema)
+    scores = pl.DataFrame(
+        [(i, s, 0, 0, *[0.1 * int(i)] * 4) for i in "1234" for s in "xyz"], orient="row",
+        schema=TABLES["scores"].schema)
     found = base_against_tuned(scores, systems)
     assert found.select("tuned_id", "base_id").unique().rows() == [("2", "1")]
     assert found["difference"].to_list() == pytest.approx([0.1] * 4) and found["scenarios"].to_list() == [3] * 4
     hard = pl.DataFrame([("1", s, 1, 0, *[0.0] * 4) for s in "xyz"], orient="row", schema=TABLES["scores"].schema)
-    assert base_against_tuned(pl.concat([scores, hard]), systems).equals(found), "a point that one system did not answer"
+    assert base_against_tuned(pl.concat([scores, hard]), systems).equals(found), \
+        "a point that one system did not answer"
 
 # %% ../nbs/11_score.ipynb #file_test
 @pytest.fixture
 def run_with_points(tmp_path):
     run = Run("r", 1, tmp_path)
-    run.write("points", pl.DataFrame([("s1", 0, "test", 1, "Name?", "Dale."), ("s1", 1, "test", 3, "Why?", "No reason."),
-                                      ("s2", 0, "train", 1, "Hi.", "Hi.")], orient="row", schema=TABLES["points"].schema))
+    run.write("points", pl.DataFrame(
+        [("s1", 0, "test", 1, "Name?", "Dale."), ("s1", 1, "test", 3, "Why?", "No reason."),
+         ("s2", 0, "train", 1, "Hi.", "Hi.")], orient="row", schema=TABLES["points"].schema))
     return run
 
 def test_replies_from_elsewhere_are_scored(run_with_points, tmp_path):
     f = tmp_path/"mine.jsonl"
-    f.write_text('{"scenario_id": "s1", "point": 0, "reply": "Dale."}\n\n{"scenario_id": "s1", "point": 0, "reply": "", "sample": 1}\n')
+    f.write_text('{"scenario_id": "s1", "point": 0, "reply": "Dale."}\n\n'
+                 '{"scenario_id": "s1", "point": 0, "reply": "", "sample": 1}\n')
     scores, means = score_file(run_with_points, f)
     f.write_text(f.read_text() + '{"scenario_id": "s1", "point": 0, "reply": "a\u2028b", "sample": 2}\n')
     assert score_file(run_with_points, f)[0].height == 3
     f.write_text("\n".join(f.read_text().split("\n")[:3]))
-    assert scores["rouge_l"].to_list() == [1.0, 0.0] and means.select("system_id", "replies", "unanswered").rows() == [("mine", 2, 1)]
+    assert scores["rouge_l"].to_list() == [1.0, 0.0] \
+        and means.select("system_id", "replies", "unanswered").rows() == [("mine", 2, 1)]
 
 @pytest.mark.parametrize("line, words", [
     ("{", ["line 2", "not JSON"]), ("[" * 100_000, ["line 2", "not JSON"]),
     ('{"scenario_id": "s1", "point": 0, "reply": "x", "sampel": 1}', ["line 2", "sampel", "'sample'"]),
     ('{"scenario_id": "s1", "point": 0, "reply": "x", "sample": -1}', ["line 2", "sample is -1"]),
-    ('{"scenario_id": "s1", "point": 0, "reply": "\\ud800"}', ["line 2", "surrogate"]), ("[1]", ["line 2", "not an object"]), ('{"scenario_id": "s1", "point": 0}', ["line 2", "reply"]),
+    ('{"scenario_id": "s1", "point": 0, "reply": "\\ud800"}', ["line 2", "surrogate"]),
+    ("[1]", ["line 2", "not an object"]), ('{"scenario_id": "s1", "point": 0}', ["line 2", "reply"]),
     ('{"scenario_id": "s1", "point": "0", "reply": "x"}', ["line 2", "point is '0'"]),
     ('{"scenario_id": "s2", "point": 0, "reply": "x"}', ["line 2", "test split"]),
     ('{"scenario_id": "s1", "point": 1, "reply": "y"}', ["line 2", "line 1"])])
