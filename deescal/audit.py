@@ -17,7 +17,7 @@ import py3langid
 
 from .core import Run, account
 from .corpus import count_words
-from .deidentify import deidentify
+from .deidentify import deidentify_once
 
 # %% ../nbs/07_audit.ipynb #kinds
 FINDINGS = {
@@ -420,7 +420,7 @@ def find_mixed(turns):
 
 def find_personal(turns):
     "Findings `personal_data`: turns whose text or label holds some, with the count of each kind."
-    _, found, _ = deidentify(_ready(turns))
+    _, found, _ = deidentify_once(_ready(turns))
     kinds = found.sort("scenario_id", "turn", "kind").group_by("scenario_id", "turn", maintain_order=True).agg(
         pl.format("{} {}", "n", "kind").str.join(", ").alias("evidence"), pl.col("n").sum().alias("words"))
     return _findings(kinds, "personal_data", pl.col("evidence"))

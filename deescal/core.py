@@ -194,7 +194,7 @@ declare("files", "corpus", "file", "every transcript file found, and what became
     rejected int rows: became rejects""")
 
 # %% ../nbs/00_core.ipynb #tables_turns
-declare("turns", "corpus", "scenario_id turn", "who said what, when: one row an utterance", """
+_TURN = """
     scenario_id str: identifier, safe as a file name
     turn int: position in the scenario, from 0
     start_s float? seconds: start time, empty where it could not be read
@@ -202,11 +202,14 @@ declare("turns", "corpus", "scenario_id turn", "who said what, when: one row an 
     speaker_label str: as released (NFC)
     text str: what was said (NFC)
     role str: officer, dispatcher, civilian, narrator or other
+    role_confidence float 0-1: of the role, for all turns of the speaker together
+    role_evidence str: what speaks for it most; no word of it is a name
     words int words: runs of characters between white space
     tokens int wordpunct: the fixed counter's tokens
     file str: source file
     line int: line in it, from 1
-    repairs str: names of the repairs made to this row, separated by blanks""")
+    repairs str: names of the repairs made to this row, separated by blanks"""
+declare("turns", "corpus", "scenario_id turn", "who said what, when: one row an utterance", _TURN)
 declare("rejects", "corpus", "file line", "source records that are not in `turns`, and why", """
     file str: source file
     line int: line in it, from 1; 0 is the file as a whole
@@ -240,10 +243,39 @@ declare("duplicates", "audit", "scenario_a scenario_b", "pairs of scenarios that
     scenario_b str: the later one
     shared int shingles: distinct 5-word shingles in both
     jaccard float share: shared / either
-    containment float share: shared / the smaller of the two""")
+    containment float share: shared / the smaller of the two
+    distinctive float share: the same, of shingles that few scenarios have""")
 declare("groups", "audit", "scenario_id", "near-duplicates share a group", """
     scenario_id str: identifier
     group str: the first identifier of its group""")
+declare("findings", "audit", "finding scenario_id turn", "what is wrong with the corpus, and where", """
+    finding str: kind of fault
+    severity str: error, warning or info
+    action str: repair, exclude turn, exclude scenario, or tell
+    scenario_id str: where
+    turn int: which turn; -1 is the scenario as a whole
+    words int words: how many it touches (personal_data: how many items)
+    evidence str: what shows it, in numbers; no word of what was said""")
+
+# %% ../nbs/00_core.ipynb #tables_clean
+declare("clean_turns", "clean", "scenario_id turn", "the clean corpus: turns repaired, others left out; turns keep their numbers",
+        _TURN)
+declare("trace", "clean", "scenario_id turn", "what became of each raw turn", """
+    scenario_id str: identifier
+    turn int: position in the raw scenario
+    fate str: kept, repaired or excluded
+    reason str: why: of an exclusion one, of a repair all, separated by blanks
+    words int words: in the raw turn
+    words_looped int words: of them, surplus of a loop
+    words_clean int words: in the clean turn, 0 where it is excluded""")
+declare("corpora", "clean", "corpus", "the two corpora that later stages choose from", """
+    corpus str: raw or clean
+    version str: hash of the turns that went in and of the parameters
+    scenarios int: encounters
+    turns int: utterances
+    words int words: sum
+    tokens int wordpunct: sum
+    civilian_turns int turns: of civilians""")
 
 # %% ../nbs/00_core.ipynb #tables_examples
 declare("split", "examples", "scenario_id", "which side a scenario is on", """
@@ -559,11 +591,13 @@ def _stage(notebook, question, reads, writes, **kw):
 # %% ../nbs/00_core.ipynb #series
 STAGES = {s.name: s for s in (
     _stage("06_corpus", "who is officer, who civilian?",
-           "", "files turns rejects scenarios platforms", paths=("data",)),
+           "", "files turns rejects scenarios platforms", paths=("data", "weights")),
     _stage("07_audit", "can we trust the corpus?",
-           "turns scenarios", "duplicates groups"),
+           "turns scenarios", "duplicates groups findings"),
+    _stage("07b_clean", "what is left when it is clean?",
+           "turns scenarios", "clean_turns trace corpora"),
     _stage("08_examples", "what does a model see, and what is it asked?",
-           "turns scenarios groups", "split messages points"),
+           "turns clean_turns scenarios groups", "split messages points"),
     _stage("08b_base", "where does a language model come from?",
            "messages split", "bases base_losses", per="model", makes=("base",), facts=True),
     _stage("09_finetune", "how does a small model learn the civilian?",

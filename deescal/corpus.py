@@ -16,6 +16,7 @@ import polars as pl
 from tqdm import tqdm
 
 from .core import InputError, Run, account, digest, safe_id, TABLES
+from .roles import assign_roles
 
 # %% ../nbs/06_corpus.ipynb #decode
 _BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

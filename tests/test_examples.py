@@ -32,33 +32,47 @@ scene = toy_turns(
 )
 
 # %% ../nbs/08_examples.ipynb #split_test
+def drawn_from(members, platforms="youtube"):
+    ids = [f"s{i:03}" for i in range(len(members))]
+    return (pl.DataFrame({"scenario_id": ids, "platform": platforms, "words": [(i * 37) % 101 for i in range(len(ids))]}),
+            pl.DataFrame({"scenario_id": ids, "group": [f"g{m:02}" for m in members]}))
+
 @given(
     st.lists(st.integers(0, 30), min_size=1, max_size=60),
     st.integers(0, 9),
     st.sampled_from([(0.1, 0.1), (0.33, 0.1), (0.0, 0.0), (0.5, 0.4)]),
 )
 def test_groups_stay_together_and_shares_are_met(members, seed, shares):
-    groups = pl.DataFrame({
-        "scenario_id": [f"s{i:03}" for i in range(len(members))],
-        "group": [f"g{m:02}" for m in members],
-    })
-    out = split_scenarios(groups, seed, *shares)
+    scenarios, groups = drawn_from(members)
+    out = split_scenarios(scenarios, groups, seed, *shares)
     assert out["scenario_id"].to_list() == groups["scenario_id"].to_list()
     assert out.group_by("group").agg(pl.col("split").n_unique())["split"].max() == 1
     largest = groups.group_by("group").len()["len"].max()
     assert (
         0 <= (out["split"] == "test").sum() - round(shares[0] * len(members)) < largest
-        or shares[0] == 0 and "test" not in out["split"]
-    )
-    assert out.equals(split_scenarios(groups.reverse(), seed, *shares))
+        or shares[0] == 0 and "test" not in out["split"])
+    assert out.equals(split_scenarios(scenarios.reverse(), groups.reverse(), seed, *shares))
 
-def test_another_seed_gives_another_split():
-    groups = pl.DataFrame({"scenario_id": [str(i) for i in range(50)], "group": [str(i) for i in range(50)]})
-    assert not split_scenarios(groups, 1).equals(split_scenarios(groups, 2))
+def test_the_split_depends_on_the_seed():
+    scenarios, groups = drawn_from(range(40))
+    a, b = (split_scenarios(scenarios, groups, s, 0.3, 0.1)["split"] for s in (1, 2))
+    assert not a.equals(b)
 
-def test_shares_that_leave_nothing_are_refused():
-    with pytest.raises(DeescalError, match="remedy"):
-        split_scenarios(pl.DataFrame({"scenario_id": ["a"], "group": ["a"]}), 1, 0.6, 0.4)
+def test_each_platform_and_length_gives_its_share():
+    scenarios, groups = drawn_from(range(90), ["youtube"] * 60 + ["tiktok"] * 30)
+    out = split_scenarios(scenarios, groups, 1, 0.2, 0.1).join(strata(scenarios), on="scenario_id")
+    share = out.group_by("stratum").agg((pl.col("split") == "test").sum().alias("test"), pl.len())
+    assert (share["test"] - 0.2 * share["len"]).abs().max() <= 1.0 and len(share) == 6
+
+def test_a_released_test_set_stays_as_it_is():
+    scenarios, groups = drawn_from([i // 2 for i in range(40)])
+    out = split_scenarios(scenarios, groups, 1, 0.3, 0.1, test=["s003", "s010"])
+    assert out.filter(split="test")["scenario_id"].to_list() == ["s003", "s010"]
+    assert 4 <= (out["split"] == "validation").sum() <= 5
+
+@pytest.mark.parametrize("shares", [(0.6, 0.5), (-0.1, 0.2), (1.0, 0.0)])
+def test_impossible_shares_are_an_error(shares):
+    with pytest.raises(DeescalError, match="test_fraction"): split_scenarios(*drawn_from([1]), 1, *shares)
 
 # %% ../nbs/08_examples.ipynb #messages_test
 def test_messages_merge_within_one_speaker_only():
@@ -90,6 +104,12 @@ def test_every_word_of_a_kept_turn_is_in_one_message(rows, mode):
     spoken = m.filter(pl.col("source_role") != "other")
     assert " ".join(kept["text"]).split() == " ".join(spoken["text"]).split()
     assert m["message"].to_list() == list(range(len(m))) and (m["first_turn"] <= m["last_turn"]).all()
+
+# %% ../nbs/08_examples.ipynb #released_test_test
+def test_a_release_without_a_test_split_is_named():
+    s = pl.DataFrame({"scenario_id": ["a"], "released_split": ["train"]})
+    with pytest.raises(InputError, match="seeded"): released_test(s)
+    assert released_test(s.with_columns(released_split=pl.lit("test"))) == ["a"]
 
 # %% ../nbs/08_examples.ipynb #points_test
 toy_test = pl.DataFrame({"scenario_id": ["s"], "split": ["test"]})
