@@ -23,13 +23,13 @@ _CODE = (
 _SPELT = rf"(?:{'|'.join(_CODE)}|[A-Z])"
 _STREET = (
     "Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|Terrace|"
-    "Parkway|Pkwy|Highway|Hwy|Trail|Turnpike|Pike")
+    "Parkway|Pkwy|Highway|Hwy|Turnpike")
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _NTH = r"(?:st|nd|rd|th)?"
 
 PATTERNS = {
     "email": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\b[\w.]+ (?:at|@) [\w]+ dot (?:com|net|org|edu|gov)\b",
-    "url": r"(?i)\bhttps?://\S+|\bwww\.\S+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|gov|edu|io|tv)\b(?:/\S*)?"
+    "url": r"(?i)\bhttps?://[^\s,]+|\bwww\.[^\s,]+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|gov|edu|io|tv)\b(?:/[^\s,]*)?"
            r"|\b(?:www dot )?[\w-]+ dot (?:com|org|net|gov|edu|tv)\b",
     "handle": r"\B@[A-Za-z_]\w+",
     "phone": r"\(?\b\d{3}\)?[-. ]{1,2}\d{3}[-. ]{1,2}\d{4}\b|\b\d{3}-\d{4}\b|\b1?\d{10}\b"

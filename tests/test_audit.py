@@ -38,7 +38,8 @@ def dialogue(*texts, times=None):
         "speaker_label": ["Officer" if i % 2 == 0 else "Dale" for i in range(len(texts))],
         "role": ["officer" if i % 2 == 0 else "civilian" for i in range(len(texts))], "text": list(texts),
         "role_confidence": [1.0] * len(texts),
-    }, schema_overrides={"turn": pl.Int64, "start_s": pl.Float64})
+    }, schema_overrides={"turn": pl.Int64, "start_s": pl.Float64} | dict.fromkeys(
+        ("scenario_id", "start_time", "speaker_label", "role", "text"), pl.String))
 
 # %% ../nbs/07_audit.ipynb #loops_test
 HUMAN = ["No, no, no!", "no " * 15, "Help me! " * 10, "Drop the knife! " * 8, "Get on the ground, get on the ground now! " * 4,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from deescal.core import project_root
+from deescal.corpus import read_transcripts
 
 # %% ../nbs/05b_roles.ipynb #kind_test
 @pytest.mark.parametrize("label, role", [
