@@ -12,7 +12,7 @@ __all__ = ['TABLES', 'STAGES', 'RUN_NAMES', 'DERIVED', 'BASELINES', 'LEFT_OUT', 
            'resolve', 'code_sha256', 'import_closure', 'fingerprint', 'outputs', 'stale', 'plan', 'job_after', 'lock',
            'prepare_notebook', 'to_html', 'settle_streams', 'execute', 'run_job', 'versions', 'git_revision', 'gpus',
            'processor', 'hardware', 'job_records', 'write_manifest', 'reproduce', 'summary', 'check', 'verify',
-           'publish', 'score_command', 'job_command', 'main']
+           'publish', 'export_command', 'score_command', 'job_command', 'main']
 
 # %% ../nbs/00_core.ipynb #imports
 import ast, contextlib, copy, datetime, difflib, hashlib, importlib, json, os, platform, re, resource, shutil, \
@@ -282,6 +282,10 @@ declare("split", "examples", "scenario_id", "which side a scenario is on", """
     scenario_id str: identifier
     group str: its near-duplicate group
     split str: train, validation or test""")
+declare("used", "examples", "corpus", "the corpus that this run learns from and is scored on", """
+    corpus str: raw or clean
+    version str: of it, as in `corpora`
+    split str: seeded or released""")
 declare("messages", "examples", "scenario_id message", "a scenario as a chat", """
     scenario_id str: identifier
     message int: position, from 0
@@ -596,23 +600,27 @@ STAGES = {s.name: s for s in (
            "turns scenarios", "duplicates groups findings"),
     _stage("07b_clean", "what is left when it is clean?",
            "turns scenarios", "clean_turns trace corpora"),
+    _stage("07c_card", "what should a user of the corpus know?",
+           "files scenarios platforms turns findings duplicates clean_turns trace corpora", "", makes=("export",)),
     _stage("08_examples", "what does a model see, and what is it asked?",
-           "turns clean_turns scenarios groups", "split messages points"),
+           "turns clean_turns corpora scenarios groups", "split used messages points"),
     _stage("08b_base", "where does a language model come from?",
            "messages split", "bases base_losses", per="model", makes=("base",), facts=True),
     _stage("09_finetune", "how does a small model learn the civilian?",
            "messages split", "windows coverage losses adapters finetune_timings",
            per="tuned", uses=("base",), makes=("adapter",)),
     _stage("10_generate", "what would each system say?",
-           "messages points", "systems replies generate_timings", per="system", uses=("base", "adapter")),
+           "messages points used", "systems replies generate_timings", per="system", uses=("base", "adapter")),
     _stage("11_score", "how close is that to the real reply?",
            "points systems replies", "scores system_scores differences metrics", needs=("wordnet", "punkt", "encoder")),
     _stage("14_report", "what did we find?",
-           "scenarios platforms turns duplicates split points bases base_losses windows coverage losses adapters "
+           "scenarios platforms turns duplicates findings clean_turns trace corpora split messages points bases base_losses windows coverage losses adapters "
            "finetune_timings systems replies generate_timings scores system_scores differences metrics accounting",
-           "", paths=("paper",)))}
+           "", paths=("paper", "against"), uses=("export",)))}
 
 # %% ../nbs/00_core.ipynb #where_we_are
+def _folder_name(kind): return kind if kind == "export" else f"{kind} weights"
+
 class where_we_are:
     "The stage table with the row of the stage `name` marked; shows itself in a notebook."
     def __init__(self, name): self.name = name
@@ -621,8 +629,8 @@ class where_we_are:
             cells = [
                 s.notebook,
                 s.question,
-                ", ".join((*s.reads, *(f"{u} weights" for u in s.uses))) or "released transcripts",
-                ", ".join((*s.writes, *(f"{m} weights" for m in s.makes))) or "figures, tables, report"]
+                ", ".join((*s.reads, *map(_folder_name, s.uses))) or "released transcripts",
+                ", ".join((*s.writes, *map(_folder_name, s.makes))) or "figures, tables, report"]
             return "| " + " | ".join(f"**{c}**" if s.name == self.name else c for c in cells) + " |"
         return "\n".join([
             "| notebook | question | reads | writes |",
@@ -827,7 +835,8 @@ def job_reads(job):
     "Paths of the tables and of the folders with model weights that a job reads."
     model, variant = job.params.get("model"), job.params.get("variant", "base")
     return [job.run.table_path(t, p) for t in job.stage.reads for p in table_parts(t, job.parts)] + [
-        job.run.folder(kind, model) for kind in job.stage.uses if model and (kind == "base" or variant == "tuned")]
+        job.run.folder(kind, model or "") for kind in job.stage.uses
+        if not job.stage.per or model and (kind == "base" or variant == "tuned")]
 
 def job_writes(job):
     "Paths of the tables and folders that a job writes, its accounting included."
@@ -1157,8 +1166,8 @@ def run_job(job):
 
 # %% ../nbs/00_core.ipynb #manifest
 PACKAGES = (
-    "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "datasketch", "rapidfuzz", "rouge-score",
-    "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "tokenizers", "torch", "peft", "trl",
+    "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "ftfy", "py3langid", "names", "mlcroissant", "rapidfuzz",
+    "rouge-score", "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "tokenizers", "torch", "peft", "trl",
     "bitsandbytes", "accelerate", "datasets", "matplotlib")
 
 def versions():
@@ -1237,28 +1246,35 @@ def _overrides(args):
     return out
 
 # %% ../nbs/00_core.ipynb #cli_reproduce_run
-def reproduce(args):
-    "Run the series on a profile: only the jobs whose parameters, inputs or source changed."
+def _bring_up(args, wanted=None, extra=()):
+    "Run what is stale of the jobs in `wanted` (stages; all by default) and of what they need. Returns the run's jobs."
     path = profile_path(args.profile)
     request = {"profile": str(path.resolve()), "overrides": _overrides(args)}
-    jobs, start = resolve(path, request["overrides"]), time.time()
-    why = {job.name: stale(job) for job in jobs}
-    if any(why.values()):
-        lacks = [f"{what}: {remark}" for state, what, remark in _facts(jobs) if state == "MISSING"]
-        if lacks: raise InputError("the run lacks what it needs", where=path.name, remedy="; ".join(lacks))
-        print("\n".join(
-            f"{n}: will run ({'; '.join(w[:3])}{' ...' if len(w) > 3 else ''})"
-            for n, w in why.items() if w), flush=True)
-        with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
-            json.dump(request, f)
-            f.flush()
-            rc = subprocess.run(
-                [sys.executable, "-m", "snakemake", "--configfile", f.name, "--quiet", "all", *args.snakemake],
-                cwd=jobs[0].run.root).returncode
-        if rc: raise DeescalError(
-            "the series stopped",
-            where=jobs[0].run.data.relative_to(jobs[0].run.root),
-            remedy="see the message above (Snakemake's own log: .snakemake/log); what has finished is kept")
+    jobs = resolve(path, request["overrides"])
+    needed = [j for j in jobs if not wanted or j.stage.name in wanted]
+    for job in needed: needed += [j for j in job_after(job, jobs) if j not in needed]  # grows while it is read
+    why = {job.name: stale(job) for job in jobs if job in needed}
+    if not any(why.values()): return jobs
+    lacks = [f"{what}: {remark}" for state, what, remark in _facts(jobs) if state == "MISSING"]
+    if lacks: raise InputError("the run lacks what it needs", where=path.name, remedy="; ".join(lacks))
+    print("\n".join(
+        f"{n}: will run ({'; '.join(w[:3])}{' ...' if len(w) > 3 else ''})" for n, w in why.items() if w), flush=True)
+    targets = [str(j.stamp.relative_to(j.run.root)) for j in needed] if wanted else []
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as f:
+        json.dump(request, f)
+        f.flush()
+        rc = subprocess.run(
+            [sys.executable, "-m", "snakemake", "--configfile", f.name, "--quiet", "all", *extra,
+             *(["--", *targets] if targets else [])],
+            cwd=jobs[0].run.root).returncode
+    if rc: raise DeescalError(
+        "the series stopped", where=jobs[0].run.data.relative_to(jobs[0].run.root),
+        remedy="see the message above (Snakemake's own log: .snakemake/log); what has finished is kept")
+    return jobs
+
+def reproduce(args):
+    "Run the series on a profile: only the jobs whose parameters, inputs or source changed."
+    start, jobs = time.time(), _bring_up(args, extra=args.snakemake)
     summary(jobs, start)
 
 # %% ../nbs/00_core.ipynb #cli_summary
@@ -1311,7 +1327,7 @@ def _facts(jobs):
         "ok" if ok else "MISSING",
         f"{platform.python_implementation()} {platform.python_version()}",
         "" if ok else "CPython 3.11 or 3.12 is needed")
-    for p in sorted({j.params[p] for j in jobs for p in j.stage.paths}):
+    for p in sorted({j.params[p] for j in jobs for p in j.stage.paths if j.params[p] or p == "data"}):
         found = p and run.path(p).exists()
         yield (
             "ok" if found else "MISSING",
@@ -1398,6 +1414,17 @@ def publish(args):
     shutil.copy2(run.data/"manifest.json", target)
     print(f"published {run.name} to {target.relative_to(run.root)}")
 
+# %% ../nbs/00_core.ipynb #cli_export
+def export_command(args):
+    "Write the clean corpus as Parquet, with its data card and Croissant description, into a new folder."
+    target = Path(args.to).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError("there is something already", where=target, remedy="name a folder that is new or empty: --to <folder>")
+    job = next(j for j in _bring_up(args, ["card"]) if j.stage.name == "card")
+    if stale(job): raise DeescalError("the corpus is not up to date", where=job.run.data, remedy="run the command again")
+    with atomic_folder(target) as folder: shutil.copytree(job.run.folder("export", ""), folder, dirs_exist_ok=True)
+    print(f"{target}: " + ", ".join(f"{p.name} ({p.stat().st_size:,} bytes)" for p in sorted(target.iterdir())))
+
 # %% ../nbs/00_core.ipynb #cli_main
 def score_command(args):
     "Score replies that were made elsewhere, at the test points of a run."
@@ -1419,13 +1446,14 @@ def main(argv=None):
     import argparse
     parser = argparse.ArgumentParser("deescal", description="Reproduce DeEscalWild, stage by stage.")
     sub = parser.add_subparsers(dest="command", required=True)
-    commands = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "score": score_command,
-                "job": job_command}
+    commands = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "export": export_command,
+                "score": score_command, "job": job_command}
     for name, f in commands.items():
         p = sub.add_parser(name, help=f.__doc__)
         if name == "job":
             p.add_argument("job", help="name of the job")
             p.add_argument("--request", default="", help="file with profile and overrides, in place of options")
+        if name == "export": p.add_argument("--to", required=True, metavar="FOLDER", help="new or empty folder")
         if name == "score":
             p.add_argument("--replies", required=True, metavar="FILE.jsonl",
                            help='JSON Lines: {"scenario_id": ..., "point": ..., "reply": ...}')

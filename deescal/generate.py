@@ -322,14 +322,14 @@ def model_parts(base, adapter, source, settings):
                        + (", tuned" if adapter else ", base") + ", NF4"}
 
 def describe_system(system, run, **parts):
-    "One row of the table `systems`: each part in the clear, and their hash as `system_id`."
+    "One row of the table `systems`: each part in the clear (`corpus`: its name, version, hash of the chats), and their hash."
     description = parts.pop("description", None) or BASELINES[system][1]
     facts = {
         "model": system,
         "revision": "",
         "variant": "baseline",
         "recipe": "",
-        "corpus": path_sha256(run.table_path("messages"))[:12],
+        "corpus": "",
         "split": path_sha256(run.table_path("points"))[:12],
         "history": "true",
         "decoding": "deterministic",

@@ -222,6 +222,12 @@ def test_of_a_progress_bar_the_end_is_kept():
     one, two, three = settle_streams(out)
     assert one.text == "note\nbar: 100%\n" and two.text == "said\n" and three.output_type == "display_data"
 
+# %% ../nbs/00_core.ipynb #cli_export_test
+def test_an_export_overwrites_nothing(tmp_path):
+    (tmp_path/"there").write_text("x")
+    with pytest.raises(SystemExit, match="new or empty"): main(["export", "--to", str(tmp_path)])
+    assert (tmp_path/"there").read_text() == "x"
+
 # %% ../nbs/00_core.ipynb #cli_test
 def test_an_error_on_the_command_line_is_a_sentence_not_a_traceback(capsys):
     with pytest.raises(SystemExit) as e: main(["check", "--profile", "nowhere"])

@@ -99,6 +99,13 @@ def test_the_page_is_self_contained_and_escaped():
     assert ("<script" not in html and not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", html)
             and "@import" not in html)
 
+# %% ../nbs/14_report.ipynb #against_test
+def test_runs_are_compared_on_all_and_on_common_points():
+    def run_of(rows): return pl.DataFrame(rows, schema=["system", "scenario_id", "turn", "value"], orient="row")
+    a = run_of([("x", "s", 1, 0.5), ("x", "s", 3, 0.1), ("y", "s", 1, 0.2)])
+    b = run_of([("x", "s", 1, 0.7), ("x", "t", 9, 0.9)])
+    assert compare_runs(a, b).rows() == [("x", 2, pytest.approx(30.0), 2, pytest.approx(80.0), 1, 50.0, 70.0)]
+
 # %% ../nbs/14_report.ipynb #wide_test
 def test_cells_show_paper_ours_and_difference_or_why_not():
     t = wide_table(compare(_one(), _one(value=[11.0])))
