@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold
 from deescal.audit import DIVIDED, find_loops
 from deescal.core import project_root, write_text
 from deescal.corpus import read_folder
-from deescal.roles import ROLES, SPEAKER, WEIGHTS, assign_roles, speaker_matrix, speaker_numbers, speaker_terms
+from deescal.roles import ROLES, SPEAKER, WEIGHTS, assign_roles, speaker_matrix, speaker_numbers, terms_of, utterances
 
 SALT, TERMS, FOLDS, C = "deescal roles 2026", 1500, 10, 1.0
 
@@ -37,7 +37,8 @@ def vocabulary(turns):
     """Words and pairs said in at least 20 (pairs: 40) scenarios, most frequent first, without what is mostly a name.
 
     A word is taken for a name where, inside a sentence, it is written with a capital in 3 of 10 places or more."""
-    terms = speaker_terms(turns).group_by("term").agg(pl.col("scenario_id").n_unique().alias("df"), pl.len().alias("n"))
+    said = utterances(turns)
+    terms = terms_of(said).join(said.select("utterance", "scenario_id"), on="utterance").group_by("term").agg(pl.col("scenario_id").n_unique().alias("df"), pl.len().alias("n"))
     inside = (
         turns.select(pl.col("text").str.replace_all("’", "'").str.extract_all(r"[\p{Ll},;'] [\p{L}\p{N}']+").alias("x"))
         .explode("x").drop_nulls().select(w=pl.col("x").str.slice(2))

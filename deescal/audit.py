@@ -395,7 +395,7 @@ def find_scenarios(turns):
     tokens = pl.col("text").str.count_matches(r"\w+|[^\w\s]").sum() + 4 * pl.len()
     s = t.group_by("scenario_id", maintain_order=True).agg(
         pl.col("words").sum(), pl.len().alias("turns"), tokens.alias("tokens"), officer=side.sum(),
-        civilian=(pl.col("role") == "civilian").sum(), said=pl.col("text").unique(maintain_order=True).str.join(" ").str.slice(0, 3000))
+        civilian=(pl.col("role") == "civilian").sum(), said=pl.col("text").unique(maintain_order=True).str.join(" ").str.slice(0, 1500))
     small = (pl.col("turns") < 4) | (pl.col("words") < 20)
     alone = ~small & ((pl.col("officer") == 0) | (pl.col("civilian") == 0))
     enough = s.filter(pl.col("said").str.count_matches(r"\S+") >= 20)

@@ -182,12 +182,12 @@ def find_names(
 
 def _stands_as_name(word, text):
     "Whether a word of a description such as [Sean's Wife] is used in the text with a capital inside a sentence."
-    return bool(re.search(rf"[a-z,] {re.escape(word)}\b", text))
+    return f" {word}" in text and bool(re.search(rf"[a-z,] {re.escape(word)}\b", text))
 
 # %% ../nbs/06b_deidentify.ipynb #pseudonyms
 def pseudonyms(names, text):
     "Name -> pseudonym, skipping numbers that `text` already holds."
-    taken = max((int(n) for n in _PSEUDONYM.findall(text)), default=0)
+    taken = max((int(n) for n in _PSEUDONYM.findall(text)), default=0) if "NAME_" in text else 0
     return {name: f"NAME_{taken + i}" for i, name in enumerate(names, 1)}
 
 def _replacer(names):
