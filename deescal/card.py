@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'CUT', 'INTENDED', 'PROHIBITED', 'LIMITS', 'FIELDS', 'words_figure', 'cut_figure', 'roles_figure',
-           'graph_figure', 'before_after', 'exported_turns', 'data_card', 'croissant', 'write_export']
+           'graph_figure', 'before_after', 'exported_names', 'exported_turns', 'data_card', 'croissant', 'write_export']
 
 # %% ../nbs/07c_card.ipynb #imports
 import datetime, json
@@ -32,7 +32,7 @@ def _figure(width, height):
 def words_figure(trace):
     "Where the words of the raw corpus are, as one bar: (figure, alt text)."
     budget = word_budget(trace)
-    fig = _figure(9.5, 2.1)
+    fig = _figure(9.5, 2.4)
     ax, left, total = fig.subplots(), 0.0, max(int(budget["words"].sum()), 1)
     hatch = ["", "//", "..", "xx", "--"]
     for (part, words, share), colour, h in zip(budget.rows(), COLOURS.values(), hatch):
@@ -41,7 +41,7 @@ def words_figure(trace):
     ax.set(xlim=(0, 1), yticks=[], xlabel=f"share of {total:,} raw words")
     ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     ax.spines["left"].set_visible(False)
-    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.45), frameon=False, fontsize=9)
+    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.7), frameon=False, fontsize=9)
     clean = budget.row(0)
     largest = max(budget.rows()[1:], key=lambda r: r[1])
     finding = f"{clean[2]:.0%} of the words are left; most of what is missing: {largest[0]} ({largest[2]:.1%})"
@@ -63,7 +63,10 @@ def cut_figure(turns, clean_turns):
         says.append(f"{name}: {(n > CUT).sum():,} of {len(n):,}")
     ax.axvline(CUT, color="black", linewidth=1)
     ax.annotate(f" {CUT:,}", (CUT, 0.02), fontsize=9)
-    ax.set(xscale="log", xlabel="tokens a scenario (wordpunct, 4 a turn for the template)", ylabel="share of scenarios", ylim=(0, 1))
+    ax.set(xscale="log", xlabel="tokens a scenario (words and punctuation marks, and 4 a turn for the template)",
+           ylabel="share of scenarios", ylim=(0, 1))
+    ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     ax.legend(frameon=False)
     finding = "Longer than the published cut: " + "; ".join(says)
     fig.suptitle(finding, fontsize=11)
@@ -123,13 +126,14 @@ def graph_figure(pairs, scenarios):
     ax.set(aspect="equal", xlim=(-0.6, wide - 0.4), ylim=(-(max(len(groups), 1) - 1) // wide - 0.6, 0.6))
     ax.axis("off")
     across = sum(platform.get(a) != platform.get(b) for a, b in pairs.select("scenario_a", "scenario_b").rows())
-    finding = f"{len(ids):,} scenarios in {len(groups):,} groups of near-duplicates; {across:,} pairs across platforms"
+    def n(count, what): return f"{count:,} {what}{'' if count == 1 else 's'}"
+    finding = f"{n(len(ids), 'scenario')} in {n(len(groups), 'group')} of near-duplicates; {n(across, 'pair')} across platforms"
     fig.suptitle(finding, fontsize=11)
     return fig, f"A graph of near-duplicate scenarios. {finding}."
 
 # %% ../nbs/07c_card.ipynb #before_after
 def before_after(turns, clean_turns):
-    "What cleaning does to the size and shape of the corpus: (figure 'what', raw, clean, change)."
+    "What cleaning does to size and shape of the corpus: (what, raw, clean, change_percent), a row a figure."
     def row(t):
         per = t.group_by("scenario_id").agg(pl.len().alias("turns"), pl.col("words").sum())
         return {
@@ -140,12 +144,16 @@ def before_after(turns, clean_turns):
     a, b = row(turns), row(clean_turns)
     return pl.DataFrame({
         "what": list(a), "raw": [float(v) for v in a.values()], "clean": [float(v) for v in b.values()],
-        "change_percent": [100 * (b[k] - a[k]) / a[k] if a[k] else 0.0 for k in a]})
+        "change_percent": [round(100 * (b[k] - a[k]) / a[k], 1) if a[k] else 0.0 for k in a]})
 
 # %% ../nbs/07c_card.ipynb #exported
-def exported_turns(clean_turns, scenarios, version):
+def exported_names(turns):
+    "New names of scenarios, from what is said in the raw ones: scenario_id -> name."
+    said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(pl.col("text").str.join("\n"))
+    return {s: f"s{digest(text, s, length=12)}" for s, text in said.rows()}
+
+def exported_turns(clean_turns, scenarios, names):
     "The clean corpus as it is handed on: one row a turn, scenarios renamed, nothing that leads to a video."
-    names = {s: f"s{digest(version, s, length=12)}" for s in clean_turns["scenario_id"].unique()}
     t = clean_turns.join(scenarios.select("scenario_id", "platform"), on="scenario_id", maintain_order="left")
     return t.select(
         pl.col("scenario_id").replace_strict(names, return_dtype=pl.String).alias("scenario"), "turn", "platform", "start_s",
@@ -167,37 +175,32 @@ LIMITS = (
     "De-identified, not anonymous: names without a title and events that were in the news can remain.")
 
 # %% ../nbs/07c_card.ipynb #card
-def _md(df): return tabulate(df.rows(), headers=df.columns, tablefmt="pipe", floatfmt=",.3g", intfmt=",")
+def _cell(v):
+    if isinstance(v, float): return f"{v:,.0f}" if v.is_integer() else f"{v:,.3f}"
+    return f"{v:,}" if isinstance(v, int) else str(v).replace("|", "\\|")
+
+def _md(df):
+    align = ["right" if df.schema[c].is_numeric() else "left" for c in df.columns]
+    return tabulate([[_cell(v) for v in r] for r in df.rows()], headers=df.columns, tablefmt="pipe", colalign=align,
+                    disable_numparse=True)
 
 def _faults(findings):
     return findings.group_by("finding", "severity", "action").agg(
         pl.len().alias("findings"), pl.col("scenario_id").n_unique().alias("scenarios"), pl.col("words").sum()).sort("finding")
 
-def data_card(t, version, notice, dated):
-    "The data card as Markdown, from the tables `t` of a run."
-    roles = t["clean_turns"].group_by("role").agg(pl.len().alias("turns"), pl.col("words").sum()).sort("turns", descending=True)
-    made, personal = read_weights()["made"], json.loads((project_root()/"data/gold/personal.json").read_text())
-    def bullets(lines): return "\n".join(f"- {x}" for x in lines)
-    return f"""# Data card: DeEscalWild, clean
+def _bullets(lines): return "\n".join(f"- {x}" for x in lines)
 
-{f"**{notice}**" if notice else ""}
-
-Version `{version}`, {dated}. A de-identified and repaired form of the transcripts of DeEscalWild (Hasan, Charu, Sridhar, Deb,
-Islam 2026, arXiv 2604.13075; data DOI 10.7910/DVN/CWMCZI), made by deescal. One row a turn, in `turns.parquet`.
-
-## Intended uses
-
-{bullets(INTENDED)}
-
-## Prohibited uses
-
-{bullets(PROHIBITED)}
-
-## What is in it
+# %% ../nbs/07c_card.ipynb #card_parts
+def _content(t):
+    roles = t["clean_turns"].group_by("role").agg(pl.len().alias("turns"), pl.col("words").sum())
+    made, files = read_weights()["made"], t["files"]
+    return f"""## What is in it
 
 {_md(before_after(t["turns"], t["clean_turns"]))}
 
-{_md(roles)}
+Roles, after cleaning:
+
+{_md(roles.sort("turns", descending=True))}
 
 By platform, before cleaning:
 
@@ -205,32 +208,43 @@ By platform, before cleaning:
 
 ## Where it comes from
 
-{len(t["files"]):,} transcript files, {t["files"]["rows"].sum():,} rows, {t["files"]["rejected"].sum():,} of them unreadable. The videos are public
-uploads of body cameras, dash cameras and bystanders; a language model wrote the transcripts, speaker labels and times. Roles:
-a linear model on conduct and words, {made["accuracy of turns, 10-fold"]:.1%} of turns right in cross-validation on
-{made["scenarios labelled"]} scenarios of the release that were labelled by reading (kappa of two readings
-{made["kappa of the two readers, by speaker"]}; the readers were language-model agents).
+{len(files):,} transcript files, {files["rows"].sum():,} rows, {files["rejected"].sum():,} of them unreadable. The
+videos are public uploads of body cameras, dash cameras and bystanders; a language model wrote the transcripts, speaker
+labels and times. Roles: a linear model on conduct and words, {made["accuracy of turns, 10-fold"]:.1%} of turns right
+in cross-validation on {made["scenarios labelled"]} scenarios of the release that were labelled by reading (kappa of two
+readings {made["kappa of the two readers, by speaker"]}; the readers were language-model agents)."""
 
-## Known faults, and what was done
+def _remedies(t):
+    return f"""## Known faults, and what was done
 
 {_md(_faults(t["findings"]))}
 
 Where the words of the raw corpus went:
 
-{_md(word_budget(t["trace"]))}
+{_md(word_budget(t["trace"]))}"""
 
-## Personal data
+def _privacy():
+    personal = json.loads((project_root()/"data/gold/personal.json").read_text())
+    return f"""## Personal data
 
-Names of speakers and people addressed by title or a common first name are pseudonyms (NAME_1 ...), stable within a scenario; phone
-numbers, plates, addresses, e-mail addresses, handles, links, dates of birth and long numbers are masked by type. Measured on
-{personal["utterances"]} utterances of the release that were read and marked: precision {personal["precision"]}, recall by type:
+Names of speakers and of people addressed by title or a common first name are pseudonyms (NAME_1 ...), stable within a
+scenario; phone numbers, plates, addresses, e-mail addresses, handles, links, dates of birth and long numbers are
+masked by type. Measured on {personal["utterances"]} utterances of the release that were read and marked: precision
+{personal["precision"]}, recall by type:
 
-{_md(pl.DataFrame(personal["types"]))}
+{_md(pl.DataFrame(personal["types"]))}"""
 
-## Limits
+# %% ../nbs/07c_card.ipynb #card_whole
+def data_card(t, version, notice, dated):
+    "The data card as Markdown, from the tables `t` of a run."
+    head = f"""# Data card: DeEscalWild, clean
 
-{bullets(LIMITS)}
-"""
+Version `{version}`, {dated}. A de-identified and repaired form of the transcripts of DeEscalWild (Hasan, Charu,
+Sridhar, Deb, Islam 2026, arXiv 2604.13075; data DOI 10.7910/DVN/CWMCZI), made by deescal. One row a turn, in
+`turns.parquet`."""
+    return "\n\n".join(filter(None, [
+        head, f"**{notice}**" if notice else "", "## Intended uses", _bullets(INTENDED), "## Prohibited uses",
+        _bullets(PROHIBITED), _content(t), _remedies(t), _privacy(), "## Limits", _bullets(LIMITS)])) + "\n"
 
 # %% ../nbs/07c_card.ipynb #fields
 FIELDS = {
@@ -279,7 +293,8 @@ def croissant(path, version, notice, dated):
 def write_export(folder, t, notice="", dated="2026-11-21"):
     "Write turns.parquet, croissant.json and README.md (the data card) into `folder`, from the tables `t` of a run."
     version = t["corpora"].filter(corpus="clean")["version"][0]
-    exported_turns(t["clean_turns"], t["scenarios"], version).write_parquet(folder/"turns.parquet", compression="zstd", statistics=False)
+    turns = exported_turns(t["clean_turns"], t["scenarios"], exported_names(t["turns"]))
+    turns.write_parquet(folder/"turns.parquet", compression="zstd", statistics=False)
     described = croissant(folder/"turns.parquet", version, notice, dated)
     write_text(folder/"croissant.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
     write_text(folder/"README.md", data_card(t, version, notice, dated))

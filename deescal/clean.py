@@ -13,7 +13,7 @@ import polars as pl
 
 from .audit import (
     audit, find_duplicates, find_loops, find_scenarios, find_text, find_times, near_duplicates, odd_seconds, repair_encoding)
-from .core import InputError, Run, account, digest
+from .core import DeescalError, InputError, Run, account, digest
 from .corpus import count_tokens, count_words
 from .deidentify import deidentify
 
@@ -85,6 +85,10 @@ def exclude_turns(turns):
         journal.append(gone)
     return turns, pl.concat(journal)
 
+def _endless(what):
+    return DeescalError("repairs follow on repairs without an end", where=what,
+                        remedy="this is a fault of the library: please report it with the input")
+
 def exclude_scenarios(turns, scenarios, thresholds):
     "Scenarios that are no dialogue, not English or copies taken out: (turns, journal)."
     journal = []
@@ -97,42 +101,52 @@ def exclude_scenarios(turns, scenarios, thresholds):
         for sid, kind in found.unique("scenario_id", keep="first", maintain_order=True).select("scenario_id", "finding").rows():
             turns, gone = _without(turns, turns.filter(scenario_id=sid), kind)
             journal.append(gone)
-    raise AssertionError("scenarios were excluded fifty times over")
+    raise _endless("exclude_scenarios")
 
-# %% ../nbs/07b_clean.ipynb #clean
+# %% ../nbs/07b_clean.ipynb #one_round
 THRESHOLDS = {"min_distinctive": 0.2, "min_containment": 0.5, "words": 5, "min_shared": 6}
 
+def _round(turns, scenarios, personal, thresholds):
+    "Every step once: (turns, journal, key)."
+    journal, key = [], pl.DataFrame(schema={"scenario_id": pl.String, "name": pl.String, "pseudonym": pl.String})
+    for step in (repair_text, cut_loops, exclude_turns, repair_times):
+        turns, did = step(turns)
+        journal.append(did)
+    if personal == "mask":
+        turns, found, key = deidentify(turns)
+        journal.append(_entries(found.unique(["scenario_id", "turn"], maintain_order=True), "repaired", "personal_data"))
+    turns, did = exclude_scenarios(turns, scenarios, thresholds)
+    return turns, pl.concat([*journal, did]), key
+
+# %% ../nbs/07b_clean.ipynb #clean
 def clean(
-    turns,                # with roles
-    scenarios,            # scenario_id, platform, released_split
-    personal="mask",      # or 'keep'
-    thresholds=THRESHOLDS,# of `near_duplicates`
+    turns,                 # with roles
+    scenarios,             # scenario_id, platform, released_split
+    personal="mask",       # or 'keep'
+    thresholds=THRESHOLDS, # of `near_duplicates`
 ):
     """Clean a corpus: (clean turns, trace, key of (scenario_id, name, pseudonym)).
 
-    Clean turns have the columns and the turn numbers of `turns`. The trace has one row for each raw turn."""
+    Clean turns have the columns and the turn numbers of `turns`. The trace has one row for each raw turn.
+    `DeescalError` for another `personal`, or should the rounds not come to an end."""
+    if personal not in ("mask", "keep"):
+        raise DeescalError(f"personal data: {personal!r}", where="clean.personal", remedy="choose mask or keep")
     t, journal, keys = turns.sort("scenario_id", "turn"), [], []
-    steps = [repair_text, cut_loops, exclude_turns, repair_times]
     for _ in range(20):
-        before = len(journal)
-        for step in steps:
-            t, did = step(t)
-            if len(did): journal.append(did)
-        if personal == "mask":
-            t, found, key = deidentify(t)
-            keys.append(key)
-            if len(found): journal.append(_entries(found.unique(["scenario_id", "turn"], maintain_order=True), "repaired", "personal_data"))
-        t, did = exclude_scenarios(t, scenarios, thresholds)
-        if len(did): journal.append(did)
-        if len(journal) == before: break
-    t = t.with_columns(count_words(), count_tokens())
-    trace = _trace(turns, t, pl.concat([pl.DataFrame(schema=JOURNAL), *journal]))
-    t = t.drop("repairs").join(trace.select("scenario_id", "turn", did="reason"), on=["scenario_id", "turn"], how="left", maintain_order="left")
-    first = turns.select("scenario_id", "turn", "repairs")
-    t = t.join(first, on=["scenario_id", "turn"], how="left", maintain_order="left").with_columns(
-        repairs=pl.concat_str("repairs", "did", separator=" ").str.strip_chars()).select(turns.columns)
-    nobody = pl.DataFrame(schema={"scenario_id": pl.String, "name": pl.String, "pseudonym": pl.String})
-    return t, trace, pl.concat([nobody, *keys]).unique(maintain_order=True)
+        t, did, key = _round(t, scenarios, personal, thresholds)
+        journal.append(did)
+        keys.append(key)
+        if not len(did): break
+    else: raise _endless("clean")
+    trace = _trace(turns, t.with_columns(count_words()), pl.concat(journal))
+    return _with_repairs(t, turns, trace), trace, pl.concat(keys).unique(maintain_order=True)
+
+def _with_repairs(t, raw, trace):
+    "Clean turns with new counts and with what was done to them in `repairs`; columns as in `raw`."
+    at, here = ["scenario_id", "turn"], {"how": "left", "maintain_order": "left"}
+    t = t.with_columns(count_words(), count_tokens()).drop("repairs")
+    t = t.join(raw.select(*at, "repairs"), on=at, **here).join(trace.select(*at, did="reason"), on=at, **here)
+    return t.with_columns(repairs=pl.concat_str("repairs", "did", separator=" ").str.strip_chars()).select(raw.columns)
 
 # %% ../nbs/07b_clean.ipynb #trace
 def _trace(turns, left, journal):
@@ -155,7 +169,7 @@ def _trace(turns, left, journal):
 
 # %% ../nbs/07b_clean.ipynb #version
 def corpus_version(turns, **parameters):
-    "A hash of 12 digits of the turns (what was said by whom, when, in which role) and of parameters."
+    "A hash (12 hexadecimal digits) of the turns (what was said by whom, when, in which role) and of parameters."
     h = hashlib.sha256()
     for c in ("scenario_id", "turn", "speaker_label", "role", "start_s", "text"):
         h.update("\x1e".join(turns[c].cast(pl.String).fill_null("").to_list()).encode("utf-8", "surrogatepass"))
@@ -163,11 +177,13 @@ def corpus_version(turns, **parameters):
 
 def describe_corpora(raw, clean_turns, **parameters):
     "Table `corpora`: a row each for raw and clean."
+    before = corpus_version(raw)
     def row(name, t, version):
         return (name, version, t["scenario_id"].n_unique(), len(t), int(t["words"].sum()), int(t["tokens"].sum()),
                 int((t["role"] == "civilian").sum()))
     return pl.DataFrame(
-        [row("raw", raw, corpus_version(raw)), row("clean", clean_turns, corpus_version(raw, **parameters))], orient="row",
+        [row("raw", raw, before), row("clean", clean_turns, corpus_version(clean_turns, raw=before, **parameters))],
+        orient="row",
         schema=["corpus", "version", "scenarios", "turns", "words", "tokens", "civilian_turns"])
 
 # %% ../nbs/07b_clean.ipynb #write_key

@@ -254,7 +254,7 @@ declare("findings", "audit", "finding scenario_id turn", "what is wrong with the
     action str: repair, exclude turn, exclude scenario, or tell
     scenario_id str: where
     turn int: which turn; -1 is the scenario as a whole
-    words int words: how many it touches (personal_data: how many items)
+    words int words: how many it touches; of a loop, the surplus
     evidence str: what shows it, in numbers; no word of what was said""")
 
 # %% ../nbs/00_core.ipynb #tables_clean

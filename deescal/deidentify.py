@@ -62,7 +62,7 @@ def mask_text(
 
 # %% ../nbs/06b_deidentify.ipynb #mask_forms
 _HINTS = {
-    "email": r"@| dot ", "url": r"://|www|\.[a-zA-Z]{2,3}\b| dot ", "handle": "@",
+    "email": r"(?i)@| dot ", "url": r"(?i)://|www|\.[a-z]{2,3}\b| dot ", "handle": "@",
     "phone": rf"\d{{3}}\)?[-. ]|\d{{10}}|(?:{_DIGIT}[-,. ]{{1,2}}){{6}}", "birth": rf"\b(?:{_MONTH})\b|\d[/-]\d",
     "address": rf" (?:{_STREET})\b|\d{{3}} [A-Z]", "plate": rf"[A-Z]\W{{0,2}}\d|\d\W{{0,2}}[A-Z]|{_SPELT}[-, ]{{1,2}}{_SPELT}[-, ]|"
     rf"{_SPELT}[-, ]{{1,2}}{_DIGIT}", "spelled": r"\b[A-Z](?:[-., ] ?[A-Z]){2}", "number": r"\d[\d-]{3}"}
@@ -136,8 +136,8 @@ def _first_names():
 @lru_cache(maxsize=1)
 def _common_words():
     "Words that are said so often, and in lower case, that they are no names by themselves."
-    known = {w for words in KINDS.values() for w in words.split()}
-    return frozenset(known | _NOT_NAMES | {w.lower() for w in _TITLES} | {w for w in read_weights()["words"] if " " not in w})
+    known = {w for words in KINDS.values() for w in words.split()} | _NOT_NAMES | {w.lower() for w in _TITLES}
+    return frozenset(known | {w for w in read_weights()["words"] if " " not in w}) - _ALSO_WORDS
 
 # %% ../nbs/06b_deidentify.ipynb #mentioned
 def _mentioned(text, all_text, common):
@@ -171,12 +171,14 @@ def find_names(
 ):
     "The parts of names in one scenario, lower case, in order of first appearance: those in labels come first."
     names = {}
+    kinds = {w for words in KINDS.values() for w in words.split()}
     for label in labels:
-        described = label.startswith("[")
-        for w in _words_of(label):
-            known = w.lower() in common and not (w.lower() in _ALSO_WORDS and not described)
-            if len(w) > 1 and w[0].isupper() and not known and not (described and not _stands_as_name(w, text)):
-                names.setdefault(w.lower())
+        words = _words_of(label)
+        described = not kinds.isdisjoint(w.lower() for w in words)
+        for w in words:
+            if len(w) < 2 or not w[0].isupper() or w.lower() in common: continue
+            doubtful = label.startswith("[") or (described and w.lower() in _ALSO_WORDS)
+            if not doubtful or _stands_as_name(w, text): names.setdefault(w.lower())
     for w in _mentioned(suspects, text, common): names.setdefault(w.lower())
     return list(names)
 
@@ -228,7 +230,7 @@ def _swap(word, names):
 _BREAK = "\n\x1e\n"
 
 def deidentify_once(turns):
-    "One pass of `deidentify`, with the same result: enough to count what there is."
+    "One pass of `deidentify`, the same three tables after it: enough to count what there is."
     turns, found = mask_forms(turns)
     common, texts, speakers, key, named = _common_words(), [], [], [], []
     scenes = turns.with_columns(suspect=_may_name(turns)).with_row_index("at").group_by("scenario_id", maintain_order=True).agg(

@@ -24,9 +24,9 @@ LABEL_WORDS = {
     "narrator": "narrator narration commentator commentary host announcer advertiser advertisement sponsor reporter "
                 "anchor podcaster voiceover voice-over youtuber",
     "dispatcher": "dispatch dispatcher dispatchers operator 911",
-    "other": "paramedic medic emt ems nurse doctor firefighter firefighters fireman security guard lawyer attorney "
-             "judge interpreter translator music dog automated recording recorded robot gps siri radio television tv "
-             "caseworker",
+    "other": "paramedic paramedics medic medics medical emt ems nurse doctor physician firefighter firefighters fireman "
+             "security guard lawyer attorney judge interpreter translator singer music dog automated recording recorded "
+             "robot gps siri radio television tv caseworker",
     "officer": "officer officers police policeman policewoman cop cops deputy deputies sheriff sergeant sgt "
                "lieutenant lt captain corporal cpl detective trooper constable marshal patrolman ranger warden "
                "investigator interrogator negotiator chief ofc k9 k-9 agent enforcement",
@@ -38,26 +38,29 @@ _PARTY = (
     "customer manager clerk employee neighbor neighbour student teen teenager boy girl kid child son daughter brother "
     "sister mother father mom dad wife husband boyfriend girlfriend friend owner landlord tenant roommate guest "
     "individual subject civilian citizen pedestrian protester crowd relative grandmother grandfather uncle aunt "
-    "cousin worker staff occupant complainant shoplifter lady guy inmate")
+    "cousin worker staff occupant complainant shoplifter lady guy inmate person people member family eyewitness "
+    "detainee arrestee parent parents child children cashier caretaker librarian attendant juvenile motorcyclist "
+    "cyclist robber aggressor interviewee visitor patient renter buyer seller teacher nanny babysitter")
 KINDS = LABEL_WORDS | {"party": _PARTY, "unknown": "unknown unidentified speaker voice off-screen offscreen unclear"}
 
 def label_kind(
     column="speaker_label", # name of a text column
     kinds=KINDS,            # kind -> its words, the first that fits wins
     rest="name",            # what a label without any of them is
+    described="described",  # ... and what it is in brackets, as in [Ice Cream Vendor]; those are no names
 ):
-    "Expression: what the words of a label say: one of `kinds`, or `rest`."
+    "Expression: what the words of a label say: one of `kinds`, or `rest`, or `described`."
     label = pl.col(column).str.to_lowercase()
     def has(words):
         return label.str.contains(r"(?:^|[^\w-])(?:" + "|".join(map(re.escape, words.split())) + r")(?:$|[^\w-]|'s$)")
-    kind = pl.lit(rest)
+    kind = pl.when(label.str.starts_with("[")).then(pl.lit(described)).otherwise(pl.lit(rest))
     for name, words in reversed(kinds.items()):
         kind = pl.when(has(words)).then(pl.lit(name)).otherwise(kind)
     return kind
 
 # %% ../nbs/05b_roles.ipynb #in_order
 SPEAKER = ("scenario_id", "speaker_label")
-_ALL_KINDS = (*KINDS, "name")
+_ALL_KINDS = (*KINDS, "name", "described")
 
 def _in_order(turns):
     "Turns in order, with what stands around each: kind of label, the speakers before and after, questions."
@@ -74,9 +77,10 @@ def _in_order(turns):
 
 # %% ../nbs/05b_roles.ipynb #speaker_numbers
 def speaker_numbers(turns):
-    """One row a speaker: (scenario_id, speaker_label, at, turns, then the numbers of `NUMBERS` as floats).
+    """One row a speaker: (scenario_id, speaker_label, turns, then some sixty numbers as floats).
 
-    Shares are 0-1, lengths and counts are logarithms of 1 + n. Depends on the speaker's own scenario only."""
+    Shares, positions and yes/no are 0-1; `mean_words`, `many_turns`, `speakers` and `scene_turns` are log(1 + n);
+    `label_words` is a count. Depends on the speaker's own scenario only."""
     t = _in_order(turns)
     new, left = pl.col("before") != pl.col("speaker_label"), pl.col("after") != pl.col("speaker_label")
     def share(e): return e.fill_null(False).mean()
@@ -132,7 +136,9 @@ def speaker_matrix(
     turns,  # scenario_id, speaker_label, turn, text
     model,  # with `numbers` (name -> mean, spread, weights) and `words` (term -> weights)
 ):
-    "Speakers and their features: (frame of scenario_id, speaker_label and turns; sparse matrix, a row each)."
+    """Speakers and their features: (frame of scenario_id, speaker_label and turns; sparse float64 matrix).
+
+    The matrix has a row for each speaker and a column for each of `numbers`, then each of `words`."""
     table = speaker_numbers(turns).with_row_index("row")
     names, words = list(model["numbers"]), list(model["words"])
     mean, spread = (np.array([model["numbers"][n][k] for n in names]) for k in (0, 1))
@@ -184,7 +190,8 @@ def score_speakers(
         at = slice(x.indptr[i], x.indptr[i + 1])
         gain = np.round(x.data[at] * (w[x.indices[at], first] - w[x.indices[at], second]), 6)
         best = np.argsort(-gain, kind="stable")[:4]
-        evidence.append(", ".join(names[x.indices[at][j]] for j in best if gain[j] > 0.05))
+        evidence.append(", ".join(
+            ("not " if x.data[at][j] < 0 else "") + names[x.indices[at][j]] for j in best if gain[j] > 0.05))
     return speakers.with_columns(
         pl.Series("role", [ROLES[i] for i in order[:, 0]], dtype=pl.String),
         pl.Series("role_confidence", np.round(p.max(1), 3) if len(p) else [], dtype=pl.Float64),
@@ -206,7 +213,7 @@ def assign_roles(
     turns = turns.drop("role", "role_confidence", "role_evidence", strict=False)
     if method == "label":
         return turns.with_columns(
-            label_kind(kinds=LABEL_WORDS, rest="civilian").alias("role"), role_confidence=pl.lit(1.0),
+            label_kind(kinds=LABEL_WORDS, rest="civilian", described="civilian").alias("role"), role_confidence=pl.lit(1.0),
             role_evidence=pl.format("label {}", label_kind()))
     missing = [c for c in (*SPEAKER, "turn", "text") if c not in turns.columns]
     if missing:

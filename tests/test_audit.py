@@ -143,8 +143,8 @@ def test_the_test_copy_stays_and_the_longest_else():
     s = scenarios_of(a=("youtube", "train", 900), b=("tiktok", "test", 100), c=("youtube", "train", 50), d=("youtube", "train", 60))
     found = {r["scenario_id"]: (r["finding"], r["evidence"]) for r in find_duplicates(s, pairs).rows(named=True)}
     assert found == {
-        "a": ("leak", "also in b (another platform), 50 % of its distinctive shingles"),
-        "c": ("near_duplicate", "also in d, 90 % of its distinctive shingles")}
+        "a": ("leak", "in the group of b (another platform), nearest copy 50 %"),
+        "c": ("near_duplicate", "in the group of d, nearest copy 90 %")}
 
 # %% ../nbs/07_audit.ipynb #times_test
 @given(st.lists(st.none() | st.floats(0, 50), max_size=12))
@@ -198,7 +198,7 @@ def test_a_sound_dialogue_has_no_finding_that_asks_for_more_than_masks():
     sample = assign_roles(read_transcripts(project_root()/"data/planted")[0])
     s = sample.group_by("scenario_id").agg(pl.col("words").sum()).with_columns(platform=pl.lit("youtube"), released_split=pl.lit(""))
     found = audit(sample, s, near_duplicates(sample))
-    assert set(found["finding"]) <= {"personal_data", "mixed_speaker", "over_length"}
+    assert set(found["finding"]) <= {"personal_text", "personal_label", "mixed_speaker", "over_length"}
 
 def test_every_finding_is_declared_and_has_its_place():
     said = ["hey " * 90, "[Error fetching transcript: 1]", "donâ€™t", "...", "Dale is at 555-013-4477, okay?"]
@@ -206,5 +206,6 @@ def test_every_finding_is_declared_and_has_its_place():
     s = scenarios_of(s=("youtube", "train", 100))
     found = audit(turns, s, near_duplicates(turns))
     assert set(found["finding"]) == {
-        "loop_inside", "error_text", "encoding", "empty_turn", "unreadable_time", "impossible_time", "backward_time", "personal_data"}
+        "loop_inside", "error_text", "encoding", "empty_turn", "unreadable_time", "impossible_time", "backward_time",
+        "personal_text", "personal_label"}
     assert found.select("finding", "scenario_id", "turn").is_unique().all() and set(found["finding"]) <= set(FINDINGS)

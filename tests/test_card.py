@@ -10,9 +10,9 @@ from deescal.audit import audit, near_duplicates
 from deescal.clean import clean, describe_corpora
 from deescal.corpus import read_folder, summarize_platforms, summarize_scenarios
 
-def small_corpus():
+def small_corpus(scenarios=8):
     "The tables of a run over some of the sample."
-    turns, rejects, files = read_folder(project_root()/"data/sample", 8)
+    turns, rejects, files = read_folder(project_root()/"data/sample", scenarios)
     turns = assign_roles(turns)
     scenarios = summarize_scenarios(turns, files)
     pairs = near_duplicates(turns)
@@ -39,7 +39,10 @@ def test_the_bar_names_every_part():
 # %% ../nbs/07c_card.ipynb #exported_test
 def test_nothing_that_is_handed_on_leads_to_a_video():
     t = small_corpus()
-    out = exported_turns(t["clean_turns"], t["scenarios"], "v")
+    names = exported_names(t["turns"])
+    out = exported_turns(t["clean_turns"], t["scenarios"], names)
+    other = exported_names(t["turns"].with_columns(text=pl.col("text") + " "))
+    assert len(set(names.values())) == len(names) and not set(names.values()) & set(other.values())
     assert len(out) == len(t["clean_turns"]) and not set(out["scenario"]) & set(t["scenarios"]["scenario_id"])
     assert not {"file", "line", "start_time", "scenario_id"} & set(out.columns)
 

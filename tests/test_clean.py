@@ -94,6 +94,8 @@ def test_a_version_names_turns_and_parameters():
     a = scene(*TALK)
     assert corpus_version(a) == corpus_version(a) != corpus_version(a, personal="mask")
     assert corpus_version(a) != corpus_version(a.with_columns(text=pl.col("text") + "."))
+    versions = [describe_corpora(a, b, personal=p)["version"].to_list() for b, p in ((a, "mask"), (a[:5], "mask"), (a, "keep"))]
+    assert len({v[1] for v in versions}) == 3 and len({v[0] for v in versions}) == 1
 
 # %% ../nbs/07b_clean.ipynb #key_test
 def test_the_key_is_its_owners(tmp_path):

@@ -10,17 +10,6 @@ from hypothesis import given, settings, strategies as st
 from deescal.core import project_root
 from deescal.corpus import read_transcripts
 
-# %% ../nbs/05b_roles.ipynb #kind_test
-@pytest.mark.parametrize("label, role", [
-    ("[Police Officer]", "officer"), ("Officer #2", "officer"), ("[Sheriff's Deputy]", "officer"),
-    ("[911 Operator]", "dispatcher"), ("[Police Dispatcher]", "dispatcher"), ("[Narrator]", "narrator"),
-    ("[News Reporter]", "narrator"), ("[Paramedic]", "other"), ("[Security Guard]", "other"),
-    ("[Property owner]", "civilian"), ("[Hostage]", "civilian"), ("[Copy Shop Clerk]", "civilian"),
-    ("Dale", "civilian"), ("", "civilian"), ("[Suspect]", "civilian"), ("K9 Handler", "officer"),
-])
-def test_roles_by_label(label, role):
-    assert assign_roles(pl.DataFrame({"speaker_label": [label]}), "label")["role"][0] == role
-
 # %% ../nbs/05b_roles.ipynb #assign_test
 def sample_turns(n=12): return read_transcripts(project_root()/"data/sample", n)[0]
 
@@ -49,6 +38,17 @@ def test_what_is_said_overrules_a_label():
     roles = dict(assign_roles(df).select("speaker_label", "role").unique().rows())
     assert roles == {"Dale": "officer", "Kim": "civilian"}
     assert set(assign_roles(df, "label")["role"]) == {"civilian"}
+
+# %% ../nbs/05b_roles.ipynb #kind_test
+@pytest.mark.parametrize("label, role", [
+    ("[Police Officer]", "officer"), ("Officer #2", "officer"), ("[Sheriff's Deputy]", "officer"),
+    ("[911 Operator]", "dispatcher"), ("[Police Dispatcher]", "dispatcher"), ("[Narrator]", "narrator"),
+    ("[News Reporter]", "narrator"), ("[Paramedic]", "other"), ("[Security Guard]", "other"),
+    ("[Property owner]", "civilian"), ("[Hostage]", "civilian"), ("[Copy Shop Clerk]", "civilian"),
+    ("Dale", "civilian"), ("", "civilian"), ("[Suspect]", "civilian"), ("K9 Handler", "officer"),
+])
+def test_roles_by_label(label, role):
+    assert assign_roles(pl.DataFrame({"speaker_label": [label]}), "label")["role"][0] == role
 
 # %% ../nbs/05b_roles.ipynb #assign_edge_test
 lines = st.tuples(st.sampled_from(["Officer", "Dale", "", "[Narrator]", "é"]), st.text(max_size=30))

@@ -68,7 +68,7 @@ def test_the_audit_finds_what_was_planted_and_cleaning_removes_it(sample):
     planted = {("loop_inside", "youtube_9016"), ("narrator", "youtube_9015"), ("odd_time", "youtube_9026"),
                ("backward_time", "youtube_9026"), ("near_duplicate", PAIR[0])}
     assert planted <= found
-    faults = {(f, s) for f, s in found if f not in ("narrator", "personal_data")}
+    faults = {(f, s) for f, s in found if f not in ("narrator", "personal_text", "personal_label")}
     assert faults == {p for p in planted if p[0] != "narrator"}, "something sound is called a fault"
     tidy, trace, _ = clean(turns, scenarios)
     assert len(trace) == len(turns) and PAIR[0] not in tidy["scenario_id"] and tidy["words"].max() < 100
