@@ -1,8 +1,8 @@
 """How much personal data is found? python bench/deidentify.py <folder of released transcripts> [--write] [--half rules]
 
-Gold: data/gold/personal.csv, spans marked by reading, by salted hash of (file, line). One half was looked at while the rules were
-written (`rules`), the other was not (`measure`, the default). A marked span counts as found where most of it was replaced; what
-was replaced counts as right where it touches a marked span. --write writes data/gold/personal.json.
+Gold: data/gold/personal.csv, spans marked by reading, by salted hash of (file, line). One half was looked at while the
+rules were written (`rules`), the other was not (`measure`, the default). A marked span counts as found where most of it
+was replaced; what was replaced counts as right where it touches a marked span. --write writes data/gold/personal.json.
 """
 import argparse
 import csv
@@ -57,7 +57,8 @@ def main(folder, half, write, show):
             good = any(x < b and a < y for a, b, _ in spans)
             right, made = right + good, made + 1
             if show and not good: print("WRONG ", repr(before[max(0, x - 40):y + 20]), repr(before[x:y]))
-    types = [{"type": k, "marked": total[k], "found": found[k], "recall": round(found[k] / total[k], 3)} for k in sorted(total)]
+    types = [{"type": k, "marked": total[k], "found": found[k], "recall": round(found[k] / total[k], 3)}
+             for k in sorted(total)]
     types.append({"type": "all", "marked": sum(total.values()), "found": sum(found.values()),
                   "recall": round(sum(found.values()) / sum(total.values()), 3)})
     out = {"utterances": len(wanted), "replaced": made, "precision": round(right / made, 3), "types": types}
@@ -70,5 +71,6 @@ if __name__ == "__main__":
     args.add_argument("folder")
     args.add_argument("--half", default="measure", choices=["rules", "measure"])
     args.add_argument("--write", action="store_true")
-    args.add_argument("--show", action="store_true", help="print what is missed or wrong: real text, for your eyes only")
+    args.add_argument(
+        "--show", action="store_true", help="print what is missed or wrong: real text, for your eyes only")
     main(**vars(args.parse_args()))

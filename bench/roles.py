@@ -1,7 +1,8 @@
 """Fit the weights of deescal.roles and measure them: python bench/roles.py <folder of released transcripts> [--write]
 
-Gold: data/gold/roles.csv, labels of (file, speaker label) pairs by salted hash, so the folder is needed to use them. Prints
-cross-validated figures (scenarios dealt into folds); with --write fits on all of it and writes deescal/roles.json.
+Gold: data/gold/roles.csv, labels of (file, speaker label) pairs by salted hash, so the folder is needed to use them.
+Prints cross-validated figures (scenarios dealt into folds); with --write fits on all of it and writes
+deescal/roles.json.
 """
 import argparse
 import csv
@@ -38,7 +39,8 @@ def vocabulary(turns):
 
     A word is taken for a name where, inside a sentence, it is written with a capital in 3 of 10 places or more."""
     said = utterances(turns)
-    terms = terms_of(said).join(said.select("utterance", "scenario_id"), on="utterance").group_by("term").agg(pl.col("scenario_id").n_unique().alias("df"), pl.len().alias("n"))
+    terms = terms_of(said).join(said.select("utterance", "scenario_id"), on="utterance").group_by("term").agg(
+        pl.col("scenario_id").n_unique().alias("df"), pl.len().alias("n"))
     inside = (
         turns.select(pl.col("text").str.replace_all("’", "'").str.extract_all(r"[\p{Ll},;'] [\p{L}\p{N}']+").alias("x"))
         .explode("x").drop_nulls().select(w=pl.col("x").str.slice(2))
@@ -46,7 +48,8 @@ def vocabulary(turns):
     one = terms.filter(~pl.col("term").str.contains(" ") & (pl.col("df") >= 20)).join(inside, on="term", how="left")
     plain = (pl.col("capital").fill_null(1) < 0.3) | (pl.col("term") == "i") | pl.col("term").str.starts_with("i'")
     words = one.filter(plain).sort("n", "term", descending=[True, False])["term"].to_list()[:2500]
-    pairs = terms.filter(pl.col("term").str.contains(" ") & (pl.col("df") >= 40)).sort("n", "term", descending=[True, False])
+    pairs = terms.filter(pl.col("term").str.contains(" ") & (pl.col("df") >= 40)).sort(
+        "n", "term", descending=[True, False])
     known = set(words)
     return words + [p for p in pairs["term"].to_list() if known.issuperset(p.split())][:3000]
 
@@ -95,7 +98,8 @@ def main(folder, write):
     weight = np.sqrt(turn_count + 1)
     weight /= weight.mean()
     two = (lab["second"] != "").to_numpy()
-    a, b, n = lab.filter(pl.Series(two))["first"], lab.filter(pl.Series(two))["second"], lab.filter(pl.Series(two))["all"]
+    a, b, n = (
+        lab.filter(pl.Series(two))["first"], lab.filter(pl.Series(two))["second"], lab.filter(pl.Series(two))["all"])
     made = {
         "scenarios labelled": lab["scenario_id"].n_unique(), "speakers labelled": len(lab),
         "scenarios labelled by two readers": lab.filter(pl.Series(two))["scenario_id"].n_unique(),
@@ -106,7 +110,8 @@ def main(folder, write):
     def predict(columns):
         "Each fold judged by a model that was fitted on the others; terms are chosen within the fold."
         p, sure = np.zeros(len(y), int), np.zeros(len(y))
-        for train, test in GroupKFold(FOLDS, shuffle=True, random_state=0).split(x, groups=lab["scenario_id"].to_numpy()):
+        for train, test in GroupKFold(FOLDS, shuffle=True, random_state=0).split(
+                x, groups=lab["scenario_id"].to_numpy()):
             keep = columns(train)
             model = fit(x[train][:, keep], y[train], weight[train])
             p[test], sure[test] = model.predict(x[test][:, keep]), model.predict_proba(x[test][:, keep]).max(1)
@@ -151,7 +156,8 @@ def main(folder, write):
     out = {
         "made": made, "bias": [round(float(v), 3) for v in final.intercept_],
         "confusion (rows gold, columns model, turns)": {r: confusion[i].tolist() for i, r in enumerate(ROLES)},
-        "numbers": {n: [round(model["numbers"][n][0], 5), round(model["numbers"][n][1], 5), w[i]] for i, n in enumerate(names)},
+        "numbers": {n: [round(model["numbers"][n][0], 5), round(model["numbers"][n][1], 5), w[i]]
+                    for i, n in enumerate(names)},
         "words": dict(sorted((terms[k - len(names)], w[i]) for i, k in enumerate(keep) if k >= len(names)))}
     text = json.dumps(out, ensure_ascii=False, indent=1)
     write_text(WEIGHTS, re.sub(r"\[\s+([^\[\]]*?)\s+\]", lambda m: "[" + " ".join(m[1].split()) + "]", text) + "\n")

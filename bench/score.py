@@ -1,7 +1,7 @@
 """How much is won by scoring all pairs in one call? Ratios of one run on one machine: python bench/score.py [PAIRS]
 
-Per metric: seconds for one call a pair (as the published scorer does), for one call in all, and their ratio. The pairs are the sample's
-points with the civilian's previous reply.
+Per metric: seconds for one call a pair (as the published scorer does), for one call in all, and their ratio. The pairs
+are the sample's points with the civilian's previous reply.
 """
 import sys
 import time
@@ -21,7 +21,8 @@ def pairs(n):
     split = split_scenarios(duplicate_groups(ids, none), 3407, 0.5, 0.0)
     messages = to_messages(turns)
     points = find_points(messages, split)
-    replies = generate("previous", points, messages, 3407).join(points, on=["scenario_id", "point"], maintain_order="left")
+    replies = generate("previous", points, messages, 3407).join(
+        points, on=["scenario_id", "point"], maintain_order="left")
     return replies["reply"].to_list()[:n], replies["reference"].to_list()[:n]
 
 

@@ -78,7 +78,8 @@ def _grid(ax, table, rows, columns, title):
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for i in range(len(ROLES)):
         for j in range(len(ROLES)):
-            ax.text(j, i, f"{table[i, j]:,}", ha="center", va="center", fontsize=8, color="white" if share[i, j] > 0.6 else "black")
+            ax.text(j, i, f"{table[i, j]:,}", ha="center", va="center", fontsize=8,
+                    color="white" if share[i, j] > 0.6 else "black")
     ax.set(xticks=range(len(ROLES)), yticks=range(len(ROLES)), xlabel=columns, ylabel=rows)
     ax.set_xticklabels(ROLES, rotation=30, ha="right", fontsize=8)
     ax.set_yticklabels(ROLES, fontsize=8)
@@ -88,12 +89,14 @@ def roles_figure(turns):
     "Confusion of roles, in turns: reading against model, and label against evidence in `turns`: (figure, alt text)."
     model = read_weights()
     gold = np.array([model["confusion (rows gold, columns model, turns)"][r] for r in ROLES])
-    both = pl.DataFrame({"label": assign_roles(turns, "label")["role"], "evidence": turns["role"]}).group_by("label", "evidence").len()
+    both = pl.DataFrame(
+        {"label": assign_roles(turns, "label")["role"], "evidence": turns["role"]}).group_by("label", "evidence").len()
     here = np.zeros((len(ROLES), len(ROLES)), int)
     for a, b, n in both.rows(): here[ROLES.index(a), ROLES.index(b)] = n
     fig = _figure(9.5, 3.9)
     left, right = fig.subplots(1, 2)
-    _grid(left, gold, "by reading", "by evidence", f"released data, cross-validated: {np.trace(gold) / gold.sum():.1%} right")
+    _grid(left, gold, "by reading", "by evidence",
+          f"released data, cross-validated: {np.trace(gold) / gold.sum():.1%} right")
     moved = 1 - np.trace(here) / max(here.sum(), 1)
     _grid(right, here, "by the label's words", "by evidence", f"this corpus: {moved:.1%} of turns change their role")
     lost = here[ROLES.index("civilian")].sum() - here[ROLES.index("civilian"), ROLES.index("civilian")]
@@ -127,7 +130,8 @@ def graph_figure(pairs, scenarios):
     ax.axis("off")
     across = sum(platform.get(a) != platform.get(b) for a, b in pairs.select("scenario_a", "scenario_b").rows())
     def n(count, what): return f"{count:,} {what}{'' if count == 1 else 's'}"
-    finding = f"{n(len(ids), 'scenario')} in {n(len(groups), 'group')} of near-duplicates; {n(across, 'pair')} across platforms"
+    finding = (f"{n(len(ids), 'scenario')} in {n(len(groups), 'group')} of near-duplicates; "
+               f"{n(across, 'pair')} across platforms")
     fig.suptitle(finding, fontsize=11)
     return fig, f"A graph of near-duplicate scenarios. {finding}."
 
@@ -137,10 +141,11 @@ def before_after(turns, clean_turns):
     def row(t):
         per = t.group_by("scenario_id").agg(pl.len().alias("turns"), pl.col("words").sum())
         return {
-            "scenarios": len(per), "turns": len(t), "words": int(t["words"].sum()), "tokens (wordpunct)": int(t["tokens"].sum()),
-            "turns of civilians": int((t["role"] == "civilian").sum()), "words of civilians": int(t.filter(role="civilian")["words"].sum()),
-            "turns a scenario, median": per["turns"].median() or 0, "words a scenario, median": per["words"].median() or 0,
-            "words in the longest turn": t["words"].max() or 0}
+            "scenarios": len(per), "turns": len(t), "words": int(t["words"].sum()),
+            "tokens (wordpunct)": int(t["tokens"].sum()), "turns of civilians": int((t["role"] == "civilian").sum()),
+            "words of civilians": int(t.filter(role="civilian")["words"].sum()),
+            "turns a scenario, median": per["turns"].median() or 0,
+            "words a scenario, median": per["words"].median() or 0, "words in the longest turn": t["words"].max() or 0}
     a, b = row(turns), row(clean_turns)
     return pl.DataFrame({
         "what": list(a), "raw": [float(v) for v in a.values()], "clean": [float(v) for v in b.values()],
@@ -149,16 +154,17 @@ def before_after(turns, clean_turns):
 # %% ../nbs/07c_card.ipynb #exported
 def exported_names(turns):
     "New names of scenarios, from what is said in the raw ones: scenario_id -> name."
-    said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(pl.col("text").str.join("\n"))
+    said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(
+        pl.col("text").str.join("\n"))
     return {s: f"s{digest(text, s, length=12)}" for s, text in said.rows()}
 
 def exported_turns(clean_turns, scenarios, names):
     "The clean corpus as it is handed on: one row a turn, scenarios renamed, nothing that leads to a video."
     t = clean_turns.join(scenarios.select("scenario_id", "platform"), on="scenario_id", maintain_order="left")
     return t.select(
-        pl.col("scenario_id").replace_strict(names, return_dtype=pl.String).alias("scenario"), "turn", "platform", "start_s",
-        pl.col("speaker_label").alias("speaker"), "role", "role_confidence", "text", "words", "tokens", "repairs",
-    ).sort("scenario", "turn")
+        pl.col("scenario_id").replace_strict(names, return_dtype=pl.String).alias("scenario"), "turn", "platform",
+        "start_s", pl.col("speaker_label").alias("speaker"), "role", "role_confidence", "text", "words", "tokens",
+        "repairs").sort("scenario", "turn")
 
 # %% ../nbs/07c_card.ipynb #uses
 INTENDED = (
@@ -168,8 +174,10 @@ PROHIBITED = (
     "Predictive policing.", "Profiling or scoring of people or groups.", "Autonomous decisions about people.",
     "Identifying anybody in the dialogues, or linking them to videos or news.")
 LIMITS = (
-    "The videos were chosen by channels for an audience: arrests and quarrels are over-represented, quiet encounters are rare.",
-    "Mostly United States, mostly English; who is filmed and shown depends on race, sex and place, and so may what a model learns.",
+    "The videos were chosen by channels for an audience: arrests and quarrels are over-represented, quiet encounters "
+        "are rare.",
+    "Mostly United States, mostly English; who is filmed and shown depends on race, sex and place, and so may what "
+        "a model learns.",
     "Text only: no voice, face or gesture. Speakers and times were written by a model and are partly wrong.",
     "Aggressive language, slurs and distress are in it, as they were spoken.",
     "De-identified, not anonymous: names without a title and events that were in the news can remain.")
@@ -186,7 +194,8 @@ def _md(df):
 
 def _faults(findings):
     return findings.group_by("finding", "severity", "action").agg(
-        pl.len().alias("findings"), pl.col("scenario_id").n_unique().alias("scenarios"), pl.col("words").sum()).sort("finding")
+        pl.len().alias("findings"), pl.col("scenario_id").n_unique().alias("scenarios"), pl.col("words").sum(),
+    ).sort("finding")
 
 def _bullets(lines): return "\n".join(f"- {x}" for x in lines)
 
@@ -250,20 +259,23 @@ Sridhar, Deb, Islam 2026, arXiv 2604.13075; data DOI 10.7910/DVN/CWMCZI), made b
 FIELDS = {
     "scenario": "an encounter; a hash, not the identifier of a video", "turn": "position in the raw scenario, from 0",
     "platform": "youtube, tiktok, facebook or other", "start_s": "start time in seconds, empty where unknown",
-    "speaker": "label of the speaker, names replaced by pseudonyms", "role": "officer, dispatcher, civilian, narrator or other",
-    "role_confidence": "of the role, 0 to 1", "text": "what was said, de-identified", "words": "runs of characters between white space",
+    "speaker": "label of the speaker, names replaced by pseudonyms",
+    "role": "officer, dispatcher, civilian, narrator or other", "role_confidence": "of the role, 0 to 1",
+    "text": "what was said, de-identified", "words": "runs of characters between white space",
     "tokens": "wordpunct tokens", "repairs": "what was done to the turn"}
 
 def _record_set(schema):
     import mlcroissant as mlc
     types = {pl.String: mlc.DataType.TEXT, pl.Int64: mlc.DataType.INTEGER, pl.Float64: mlc.DataType.FLOAT}
-    return mlc.RecordSet(id="turns", name="turns", description="One row an utterance.", key=["turns/scenario", "turns/turn"], fields=[
-        mlc.Field(id=f"turns/{c}", name=c, description=FIELDS[c], data_types=types[schema[c].base_type()],
-                  source=mlc.Source(file_object="turns-file", extract=mlc.Extract(column=c))) for c in schema])
+    return mlc.RecordSet(
+        id="turns", name="turns", description="One row an utterance.", key=["turns/scenario", "turns/turn"], fields=[
+            mlc.Field(id=f"turns/{c}", name=c, description=FIELDS[c], data_types=types[schema[c].base_type()],
+                      source=mlc.Source(file_object="turns-file", extract=mlc.Extract(column=c))) for c in schema])
 
 # %% ../nbs/07c_card.ipynb #croissant
 def croissant(path, version, notice, dated):
-    "The Croissant description (a dictionary) of the Parquet file at `path`, validated; `InputError` where it is not valid."
+    """The Croissant description (a dictionary) of the Parquet file at `path`, validated; `InputError` where it is not
+    valid."""
     import mlcroissant as mlc
     file = mlc.FileObject(
         id="turns-file", name=path.name, content_url=path.name, encoding_formats=["application/x-parquet"],
@@ -271,22 +283,29 @@ def croissant(path, version, notice, dated):
     day = datetime.datetime.fromisoformat(dated)
     meta = mlc.Metadata(
         name="DeEscalWild-clean", version=f"1.0.0+{version}", date_published=day, date_created=day, in_language=["en"],
-        description=" ".join(filter(None, (notice, "Repaired and de-identified transcripts of police encounters, for the training of human officers."))),
+        description=" ".join(filter(None, (
+            notice,
+            "Repaired and de-identified transcripts of police encounters, for the training of human officers."))),
         license=["https://opensource.org/license/mit"], url="https://doi.org/10.7910/DVN/CWMCZI",
         creators=[mlc.Organization(name="The deescal authors, after Hasan, Charu, Sridhar, Deb and Islam")],
         cite_as="Hasan, Charu, Sridhar, Deb, Islam (2026): DeEscalWild. arXiv 2604.13075. doi:10.7910/DVN/CWMCZI",
         conforms_to=["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
         distribution=[file], record_sets=[_record_set(pl.read_parquet_schema(path))],
-        data_collection="Public videos of police encounters, transcribed and diarized by language models; see the paper.",
+        data_collection="Public videos of police encounters, transcribed and diarized by language models; "
+                        "see the paper.",
         data_collection_type=["Secondary Data analysis", "Web Scraping"],
-        data_preprocessing_protocol=["Decoder loops cut, encodings repaired, narrators, error messages and near-duplicates excluded."],
-        data_annotation_protocol=["Roles by a linear model fitted on labels made by reading; see data/gold/README.md of the project."],
+        data_preprocessing_protocol=[
+            "Decoder loops cut, encodings repaired, narrators, error messages and near-duplicates excluded."],
+        data_annotation_protocol=[
+            "Roles by a linear model fitted on labels made by reading; see data/gold/README.md of the project."],
         machine_annotation_tools=["deescal"], data_biases=list(LIMITS[:2]), data_limitations=list(LIMITS[2:]),
         data_use_cases=[*INTENDED, *(f"Prohibited: {x}" for x in PROHIBITED)],
         personal_sensitive_information=["Names replaced by pseudonyms, numbers and addresses masked; not anonymous."],
         data_social_impact="Better trained officers, if used as intended; harm to the people in the dialogues, if not.")
     if meta.ctx.issues.errors:
-        raise InputError("; ".join(sorted(meta.ctx.issues.errors)), where=path, remedy="this is a fault of the card: please report it")
+        raise InputError(
+            "; ".join(sorted(meta.ctx.issues.errors)), where=path,
+            remedy="this is a fault of the card: please report it")
     return json.loads(json.dumps(meta.to_json(), default=str))
 
 # %% ../nbs/07c_card.ipynb #write_export

@@ -258,8 +258,8 @@ declare("findings", "audit", "finding scenario_id turn", "what is wrong with the
     evidence str: what shows it, in numbers; no word of what was said""")
 
 # %% ../nbs/00_core.ipynb #tables_clean
-declare("clean_turns", "clean", "scenario_id turn", "the clean corpus: turns repaired, others left out; turns keep their numbers",
-        _TURN)
+declare("clean_turns", "clean", "scenario_id turn",
+        "the clean corpus: turns repaired, others left out; turns keep their numbers", _TURN)
 declare("trace", "clean", "scenario_id turn", "what became of each raw turn", """
     scenario_id str: identifier
     turn int: position in the raw scenario
@@ -614,8 +614,9 @@ STAGES = {s.name: s for s in (
     _stage("11_score", "how close is that to the real reply?",
            "points systems replies", "scores system_scores differences metrics", needs=("wordnet", "punkt", "encoder")),
     _stage("14_report", "what did we find?",
-           "scenarios platforms turns duplicates findings clean_turns trace corpora split messages points bases base_losses windows coverage losses adapters "
-           "finetune_timings systems replies generate_timings scores system_scores differences metrics accounting",
+           "scenarios platforms turns duplicates findings clean_turns trace corpora split messages points bases "
+           "base_losses windows coverage losses adapters finetune_timings systems replies generate_timings scores "
+           "system_scores differences metrics accounting",
            "", paths=("paper", "against"), uses=("export",)))}
 
 # %% ../nbs/00_core.ipynb #where_we_are
@@ -1166,9 +1167,9 @@ def run_job(job):
 
 # %% ../nbs/00_core.ipynb #manifest
 PACKAGES = (
-    "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "ftfy", "py3langid", "names", "mlcroissant", "rapidfuzz",
-    "rouge-score", "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "tokenizers", "torch", "peft", "trl",
-    "bitsandbytes", "accelerate", "datasets", "matplotlib")
+    "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "ftfy", "py3langid", "names", "mlcroissant",
+    "rapidfuzz", "rouge-score", "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "tokenizers", "torch",
+    "peft", "trl", "bitsandbytes", "accelerate", "datasets", "matplotlib")
 
 def versions():
     "Versions of Python and of the packages that results depend on; 'not installed' where one is missing."
@@ -1419,9 +1420,11 @@ def export_command(args):
     "Write the clean corpus as Parquet, with its data card and Croissant description, into a new folder."
     target = Path(args.to).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError("there is something already", where=target, remedy="name a folder that is new or empty: --to <folder>")
+        raise InputError(
+            "there is something already", where=target, remedy="name a folder that is new or empty: --to <folder>")
     job = next(j for j in _bring_up(args, ["card"]) if j.stage.name == "card")
-    if stale(job): raise DeescalError("the corpus is not up to date", where=job.run.data, remedy="run the command again")
+    if stale(job):
+        raise DeescalError("the corpus is not up to date", where=job.run.data, remedy="run the command again")
     with atomic_folder(target) as folder: shutil.copytree(job.run.folder("export", ""), folder, dirs_exist_ok=True)
     print(f"{target}: " + ", ".join(f"{p.name} ({p.stat().st_size:,} bytes)" for p in sorted(target.iterdir())))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'TOKEN_COUNTER', 'PLATFORMS', 'decode', 'read_records', 'count_records', 'parse_file', 'start_seconds',
            'count_words', 'count_tokens', 'find_transcripts', 'raw_sha256', 'read_folder', 'read_transcripts',
-           'require_turns', 'summarize_scenarios', 'summarize_platforms', 'corpus_accounting']
+           'require_turns', 'summarize_scenarios', 'summarize_platforms', 'corpus_accounting', 'assign_roles']
 
 # %% ../nbs/06_corpus.ipynb #imports
 import csv, hashlib, io, itertools, os, re, sys
@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 from .core import InputError, Run, account, digest, safe_id, TABLES
 from .roles import assign_roles
+
+_all_ = ["assign_roles"]  # part of this module's face: roles are what the corpus is about
 
 # %% ../nbs/06_corpus.ipynb #decode
 _BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}

@@ -39,7 +39,8 @@ def split_scenarios(
 ):
     """The split of each scenario (table `split`): train, validation or test.
 
-    Whole groups are on one side (but for a released test set, which stays as it is); shares are met to within one group."""
+    Whole groups are on one side (but for a released test set, which stays as it is); shares are met to within one
+    group."""
     if not 0 <= test_fraction + validation_fraction < 1 or min(test_fraction, validation_fraction) < 0:
         raise DeescalError(
             f"shares of {test_fraction} and {validation_fraction} leave nothing to train on",
@@ -48,13 +49,14 @@ def split_scenarios(
     n, fixed = len(s), [] if test is None else list(test)
     free = s.filter(~pl.col("scenario_id").is_in(fixed)).group_by("group").agg(
         pl.len().alias("size"), pl.col("stratum").first(),
-        rank=pl.col("group").first().map_elements(lambda g: digest(seed, "split", g), return_dtype=pl.String)).sort("stratum", "rank")
+        rank=pl.col("group").first().map_elements(lambda g: digest(seed, "split", g), return_dtype=pl.String),
+    ).sort("stratum", "rank")
     drawn = _draw(free, test_fraction, n) if test is None else []
     free = free.filter(~pl.col("group").is_in(drawn))
     held = _draw(free, validation_fraction, n)
     side = (
-        pl.when(pl.col("scenario_id").is_in(fixed) | (pl.col("group").is_in(drawn) & (test is None))).then(pl.lit("test"))
-        .when(pl.col("group").is_in(held)).then(pl.lit("validation")).otherwise(pl.lit("train")))
+        pl.when(pl.col("scenario_id").is_in(fixed) | (pl.col("group").is_in(drawn) & (test is None)))
+        .then(pl.lit("test")).when(pl.col("group").is_in(held)).then(pl.lit("validation")).otherwise(pl.lit("train")))
     return s.select("scenario_id", "group", split=side)
 
 # %% ../nbs/08_examples.ipynb #to_messages
@@ -133,7 +135,8 @@ def require_points(points, split, messages):
         "no point to learn from or none to test on",
         where=f"{sides['user']} messages of officers, {sides['assistant']} of civilians; "
               f"scenarios: {scenarios.get('train', 0)} train, {scenarios.get('test', 0)} test",
-        remedy="give more scenarios with both sides, or change examples.test_fraction")
+        remedy="give more scenarios with both sides, or change examples.test_fraction; 07b_clean says which were "
+               "excluded and why, and run.corpus=raw takes them as they are")
 
 # %% ../nbs/08_examples.ipynb #released_test
 def released_test(scenarios):

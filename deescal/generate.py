@@ -322,7 +322,8 @@ def model_parts(base, adapter, source, settings):
                        + (", tuned" if adapter else ", base") + ", NF4"}
 
 def describe_system(system, run, **parts):
-    "One row of the table `systems`: each part in the clear (`corpus`: its name, version, hash of the chats), and their hash."
+    """One row of the table `systems`: each part in the clear (`corpus`: its name, version, hash of the chats), and
+    their hash."""
     description = parts.pop("description", None) or BASELINES[system][1]
     facts = {
         "model": system,

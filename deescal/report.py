@@ -326,13 +326,15 @@ def point_scores(points, messages, scores, systems, metric="rouge_l"):
 
 def compare_runs(ours, theirs):
     "Means of two runs' `point_scores`, each on its own points and on those that both have: one row a system."
-    both = ours.join(theirs, on=["system", "scenario_id", "turn"], suffix="_other").sort("system", "scenario_id", "turn")
+    both = ours.join(theirs, on=["system", "scenario_id", "turn"], suffix="_other").sort(
+        "system", "scenario_id", "turn")
     def own(t, name): return t.sort("system", "scenario_id", "turn").group_by("system", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias(f"points_{name}"), (pl.col("value").mean() * 100).alias(f"mean_{name}"))
     shared = both.group_by("system", maintain_order=True).agg(
         pl.len().cast(pl.Int64).alias("points_both"), (pl.col("value").mean() * 100).alias("here_on_both"),
         (pl.col("value_other").mean() * 100).alias("other_on_both"))
-    return own(ours, "here").join(own(theirs, "other"), on="system", how="inner").join(shared, on="system", how="left").sort("system")
+    return own(ours, "here").join(own(theirs, "other"), on="system", how="inner").join(
+        shared, on="system", how="left").sort("system")
 
 # %% ../nbs/14_report.ipynb #headings
 HEADINGS = {

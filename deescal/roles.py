@@ -24,9 +24,9 @@ LABEL_WORDS = {
     "narrator": "narrator narration commentator commentary host announcer advertiser advertisement sponsor reporter "
                 "anchor podcaster voiceover voice-over youtuber",
     "dispatcher": "dispatch dispatcher dispatchers operator 911",
-    "other": "paramedic paramedics medic medics medical emt ems nurse doctor physician firefighter firefighters fireman "
-             "security guard lawyer attorney judge interpreter translator singer music dog automated recording recorded "
-             "robot gps siri radio television tv caseworker",
+    "other": "paramedic paramedics medic medics medical emt ems nurse doctor physician firefighter firefighters "
+             "fireman security guard lawyer attorney judge interpreter translator singer music dog automated "
+             "recording recorded robot gps siri radio television tv caseworker",
     "officer": "officer officers police policeman policewoman cop cops deputy deputies sheriff sergeant sgt "
                "lieutenant lt captain corporal cpl detective trooper constable marshal patrolman ranger warden "
                "investigator interrogator negotiator chief ofc k9 k-9 agent enforcement",
@@ -90,15 +90,16 @@ def speaker_numbers(turns):
         words=pl.col("length").sum(), long_turns=share(pl.col("length") > 60), short_turns=share(pl.col("length") <= 2),
         questions=share(pl.col("asks")), exclamations=share(pl.col("text").str.contains("!", literal=True)),
         answers=share(pl.col("asked") & new), runs_on=share(~new), opens=pl.col("at").first() == 0,
-        first_at=pl.col("at").first() / of, last_at=pl.col("at").last() / of, middle_at=pl.col("at").sum() / pl.len() / of,
+        first_at=pl.col("at").first() / of, last_at=pl.col("at").last() / of,
+        middle_at=pl.col("at").sum() / pl.len() / of,
         bracketed=label.str.starts_with("["), numbered=label.str.contains(r"\d"),
         possessive=label.str.contains("'s ", literal=True), label_words=label.str.split(" ").list.len(),
         **{f"label {k}": (pl.col("kind") == k).first() for k in _ALL_KINDS},
         **{f"before {k}": share((pl.col("before_kind") == k) & new) for k in _ALL_KINDS},
         **{f"after {k}": share((pl.col("after_kind") == k) & left) for k in _ALL_KINDS})
     scene = t.group_by("scenario_id").agg(
-        speakers=pl.col("speaker_label").n_unique().log1p(), scene_turns=pl.len().log1p(), scene_words=pl.col("length").sum(),
-        **{f"scene {k}": (pl.col("kind") == k).mean() for k in _ALL_KINDS})
+        speakers=pl.col("speaker_label").n_unique().log1p(), scene_turns=pl.len().log1p(),
+        scene_words=pl.col("length").sum(), **{f"scene {k}": (pl.col("kind") == k).mean() for k in _ALL_KINDS})
     return own.join(scene, on="scenario_id", maintain_order="left").with_columns(
         word_share=pl.col("words") / pl.max_horizontal("scene_words", 1), many_turns=pl.col("turns").log1p(),
     ).drop("words", "scene_words").with_columns(pl.exclude(*SPEAKER, "turns").cast(pl.Float64))
@@ -205,7 +206,8 @@ def assign_roles(
     method="evidence",  # or 'label': by the words in the label
     weights=None,       # file of weights; the one that ships by default
 ):
-    """Add `role` (officer, dispatcher, civilian, narrator, other), `role_confidence` (0-1) and `role_evidence` to `turns`.
+    """Add `role` (officer, dispatcher, civilian, narrator, other), `role_confidence` (0-1) and `role_evidence` to
+    `turns`.
 
     Rows keep their order. A scenario's roles do not depend on the other scenarios in `turns`."""
     if method not in METHODS:
@@ -213,8 +215,8 @@ def assign_roles(
     turns = turns.drop("role", "role_confidence", "role_evidence", strict=False)
     if method == "label":
         return turns.with_columns(
-            label_kind(kinds=LABEL_WORDS, rest="civilian", described="civilian").alias("role"), role_confidence=pl.lit(1.0),
-            role_evidence=pl.format("label {}", label_kind()))
+            label_kind(kinds=LABEL_WORDS, rest="civilian", described="civilian").alias("role"),
+            role_confidence=pl.lit(1.0), role_evidence=pl.format("label {}", label_kind()))
     missing = [c for c in (*SPEAKER, "turn", "text") if c not in turns.columns]
     if missing:
         raise InputError(f"roles from evidence need the column {missing[0]!r}", where="assign_roles(turns)",

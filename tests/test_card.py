@@ -17,9 +17,9 @@ def small_corpus(scenarios=8):
     scenarios = summarize_scenarios(turns, files)
     pairs = near_duplicates(turns)
     tidy, trace, _ = clean(turns, scenarios)
-    return {"turns": turns, "files": files, "scenarios": scenarios, "duplicates": pairs, "clean_turns": tidy, "trace": trace,
-            "findings": audit(turns, scenarios, pairs), "corpora": describe_corpora(turns, tidy), "platforms":
-            summarize_platforms(scenarios)}
+    return {"turns": turns, "files": files, "scenarios": scenarios, "duplicates": pairs, "clean_turns": tidy,
+            "trace": trace, "findings": audit(turns, scenarios, pairs), "corpora": describe_corpora(turns, tidy),
+            "platforms": summarize_platforms(scenarios)}
 
 # %% ../nbs/07c_card.ipynb #figures_test
 def test_figures_say_what_they_show_and_stand_an_empty_corpus():
@@ -29,7 +29,8 @@ def test_figures_say_what_they_show_and_stand_an_empty_corpus():
         fig, alt = made
         assert len(alt) > 30 and alt.endswith(".") and fig.get_suptitle()
     nothing = t["turns"].head(0)
-    words_figure(t["trace"].head(0)), cut_figure(nothing, nothing), graph_figure(t["duplicates"].head(0), t["scenarios"])
+    words_figure(t["trace"].head(0)), cut_figure(nothing, nothing), graph_figure(
+        t["duplicates"].head(0), t["scenarios"])
     assert before_after(nothing, nothing)["change_percent"].sum() == 0
 
 def test_the_bar_names_every_part():

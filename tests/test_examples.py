@@ -34,8 +34,9 @@ scene = toy_turns(
 # %% ../nbs/08_examples.ipynb #split_test
 def drawn_from(members, platforms="youtube"):
     ids = [f"s{i:03}" for i in range(len(members))]
-    return (pl.DataFrame({"scenario_id": ids, "platform": platforms, "words": [(i * 37) % 101 for i in range(len(ids))]}),
-            pl.DataFrame({"scenario_id": ids, "group": [f"g{m:02}" for m in members]}))
+    return (
+        pl.DataFrame({"scenario_id": ids, "platform": platforms, "words": [(i * 37) % 101 for i in range(len(ids))]}),
+        pl.DataFrame({"scenario_id": ids, "group": [f"g{m:02}" for m in members]}))
 
 @given(
     st.lists(st.integers(0, 30), min_size=1, max_size=60),

@@ -67,8 +67,10 @@ def test_an_unsupported_python_without_another_is_an_error_that_names_it(monkeyp
 
 
 def test_no_machine_path_and_no_index_host_is_committed():
-    files = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True).stdout.split("\0")
+    files = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-z"], check=True, capture_output=True, text=True).stdout.split("\0")
     hosts = re.compile(r"(?:pypi|pythonhosted|debian|npmjs|pytorch)\.(?:org|com)")
-    bad = [f for f in files if f and (ROOT / f).is_file() and (ROOT / f).suffix not in (".png",) and f != "tests/e2e/test_environment.py"
+    bad = [f for f in files if f and (ROOT / f).is_file() and (ROOT / f).suffix not in (".png",)
+           and f != "tests/e2e/test_environment.py"
            and (hosts.search(text := (ROOT / f).read_text(errors="replace")) or str(ROOT) + "/" in text)]
     assert bad == []

@@ -1,4 +1,5 @@
-"A corpus whose truth is known: the tuned model must follow the rule, the base must not, and a null pair must be no different."
+"""A corpus whose truth is known: the tuned model must follow the rule, the base must not, and a null pair must be no
+different."""
 import numpy as np
 import polars as pl
 import pytest
@@ -40,11 +41,12 @@ def test_tuned_against_base_is_a_difference_and_a_null_pair_is_none(answers, che
     base, tuned = rouge(wide.filter(system="tiny-base")), rouge(wide.filter(system="tiny-tuned"))
     difference, p = paired_test(tuned, base)
     assert difference > 0.4 and p < 0.001
-    settings = {"decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05, "max_new_tokens": 24,
-                "length": 512, "samples": 1}
+    settings = {"decoding": "sampling", "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.05,
+                "max_new_tokens": 24, "length": 512, "samples": 1}
     model, form = load_system(run.folder("base", "tiny"))
     asked = run.read("points").filter(split="test")
-    other = model_replies(model, form, run.read("messages"), asked, settings, "the same base, other random numbers", 1, tmp_path)
+    other = model_replies(
+        model, form, run.read("messages"), asked, settings, "the same base, other random numbers", 1, tmp_path)
     null = rouge(other.join(asked, on=["scenario_id", "point"]).sort("scenario_id", "point"))
     assert not np.array_equal(null, base), "the two systems of the null pair must not be one"
     assert paired_test(null, base)[1] > 0.05
@@ -53,8 +55,10 @@ def test_tuned_against_base_is_a_difference_and_a_null_pair_is_none(answers, che
 def test_every_civilian_token_is_learned_from_and_the_tables_say_so(checkout):
     run = Run("micro", 3407, checkout.root)
     coverage = run.read("coverage", parts=["tiny"])
-    assert coverage["civilian_tokens"].to_list() == coverage["supervised_tokens"].to_list() and coverage["civilian_tokens"].min() > 0
+    assert (coverage["civilian_tokens"].to_list() == coverage["supervised_tokens"].to_list()
+            and coverage["civilian_tokens"].min() > 0)
     log = run.read("adapters", parts=["tiny"]).row(0, named=True)
-    assert log["best_loss"] < log["first_loss"] and log["adapter_dtype"] == "float32" and log["quantization"] == "nf4, double"
+    assert (log["best_loss"] < log["first_loss"] and log["adapter_dtype"] == "float32"
+            and log["quantization"] == "nf4, double")
     report = (checkout.root / "figures/micro/report.html").read_text()
     assert "of them a target in each of" in report and "its scores mean nothing" in report

@@ -25,7 +25,8 @@ def sample():
 def test_size_platforms_and_long_scenarios(sample):
     turns, rejects, files = sample
     sizes = turns.group_by("scenario_id").len()["len"]
-    assert len(files) >= 36 and len(turns) >= 1000 and len(rejects) == 0 and set(files["platform"]) == {"youtube", "tiktok", "facebook"}
+    assert (len(files) >= 36 and len(turns) >= 1000 and len(rejects) == 0
+            and set(files["platform"]) == {"youtube", "tiktok", "facebook"})
     assert (sizes > 120).sum() >= 6
 
 
@@ -64,7 +65,8 @@ def test_planted_defects(sample):
 def test_the_audit_finds_what_was_planted_and_cleaning_removes_it(sample):
     turns, _, files = sample
     scenarios, pairs = summarize_scenarios(turns, files), near_duplicates(turns)
-    found = {(r["finding"], r["scenario_id"]) for r in audit(turns, scenarios, pairs).filter(pl.col("action") != "tell").rows(named=True)}
+    found = {(r["finding"], r["scenario_id"])
+             for r in audit(turns, scenarios, pairs).filter(pl.col("action") != "tell").rows(named=True)}
     planted = {("loop_inside", "youtube_9016"), ("narrator", "youtube_9015"), ("odd_time", "youtube_9026"),
                ("backward_time", "youtube_9026"), ("near_duplicate", PAIR[0])}
     assert planted <= found

@@ -12,8 +12,9 @@ import nbformat
 import polars as pl
 import pytest
 
-JOBS = {"06_corpus", "07_audit", "08_examples", "08b_base-tiny", "09_finetune-tiny", "10_generate-constant", "10_generate-previous",
-        "10_generate-tfidf", "10_generate-tiny-base", "10_generate-tiny-tuned", "11_score", "14_report"}
+JOBS = {"06_corpus", "07_audit", "07b_clean", "07c_card", "08_examples", "08b_base-tiny", "09_finetune-tiny",
+        "10_generate-constant", "10_generate-previous", "10_generate-tfidf", "10_generate-tiny-base",
+        "10_generate-tiny-tuned", "11_score", "14_report"}
 
 
 def edit_cell(path, cell_id, change):
@@ -25,7 +26,8 @@ def edit_cell(path, cell_id, change):
 
 def test_a_fresh_checkout_executes_every_stage_and_ends_with_the_report(checkout):
     assert set(checkout.records()) == JOBS
-    assert "Executed 12 of 12 jobs" in checkout.first_output and checkout.first_output.rstrip().endswith("Report: figures/micro/report.html")
+    assert ("Executed 14 of 14 jobs" in checkout.first_output
+            and checkout.first_output.rstrip().endswith("Report: figures/micro/report.html"))
     manifest = json.loads((checkout.root / "data/runs/micro/manifest.json").read_text())
     assert set(manifest["jobs"]) == JOBS and manifest["versions"]["polars"] == pl.__version__
     assert all(j["peak_mb"] > 10 and j["seconds"] > 0 for j in manifest["jobs"].values())
@@ -59,7 +61,7 @@ def test_a_report_parameter_reruns_only_the_report(checkout):
 
 def test_an_upstream_change_without_effect_stops_there(checkout):
     before = checkout.records()
-    out = checkout.reproduce("--set", "audit.min_jaccard=0.31").stdout
+    out = checkout.reproduce("--set", "audit.min_shared=7").stdout
     assert checkout.ran(before) == {"07_audit"} and "08_examples: inputs unchanged, kept" in out
     checkout.reproduce()
     assert "nothing was run" in checkout.reproduce().stdout
@@ -85,8 +87,10 @@ HEADER = "start_time,speaker_label,transcript\n"
 
 @pytest.mark.parametrize("name, files, words", [
     ("rejected", {"a": "", "b": "x,y\n1,2\n"}, ["not a single turn", "a.csv: empty_file", "remedy"]),
-    ("alone", {"a": HEADER + "0:01,[Officer],Hi.\n0:02,Dale,Yes.\n"}, ["no point to learn from", "1 train, 0 test", "examples.test_fraction"]),
-    ("onesided", {f"s{i}": HEADER + "0:01,[Officer],Hi.\n" for i in range(6)}, ["no point to learn from", "0 of civilians"]),
+    ("alone", {"a": HEADER + "0:01,[Officer],Hi.\n0:02,Dale,Yes.\n"},
+     ["no point to learn from", "0 messages", "run.corpus=raw"]),
+    ("onesided", {f"s{i}": HEADER + "0:01,[Officer],Hi.\n" for i in range(6)},
+     ["no point to learn from", "0 of civilians", "run.corpus=raw"]),
 ])
 def test_a_corpus_too_small_or_one_sided_is_an_error_with_a_remedy(checkout, name, files, words):
     folder = checkout.root / "data" / name
@@ -117,14 +121,16 @@ def test_two_runs_give_the_same_bytes(checkout):
     one, two = checkout.tables(), checkout.tables("again")
     assert len(one) > 40 and {n for n in one if one[n] != two.get(n)} == set() and one.keys() == two.keys()
     for kind in ("png", "svg"):
-        assert (checkout.root / f"figures/micro/loss-tiny.{kind}").read_bytes() == (checkout.root / f"figures/again/loss-tiny.{kind}").read_bytes()
-        assert (checkout.root / f"figures/micro/lengths.{kind}").read_bytes() == (checkout.root / f"figures/again/lengths.{kind}").read_bytes()
+        assert ((checkout.root / f"figures/micro/loss-tiny.{kind}").read_bytes()
+                == (checkout.root / f"figures/again/loss-tiny.{kind}").read_bytes())
+        assert ((checkout.root / f"figures/micro/lengths.{kind}").read_bytes()
+                == (checkout.root / f"figures/again/lengths.{kind}").read_bytes())
 
 
 def start_and_kill(checkout, run, when, *args):
     "Start a run in a session of its own and SIGKILL all of it as soon as `when()` holds."
-    p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), cwd=checkout.root, env=checkout.env,
-                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), cwd=checkout.root,
+                         env=checkout.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     limit = time.monotonic() + 120
     while not when() and time.monotonic() < limit and p.poll() is None:
         time.sleep(0.02)
@@ -140,7 +146,7 @@ def test_a_killed_run_is_completed_and_finished_stages_are_not_repeated(checkout
     start_and_kill(checkout, "killed", lambda: (figures / "07_audit.failed.ipynb").exists())
     finished = checkout.records("killed")
     assert set(finished) == {"06_corpus"}
-    assert "Executed 11 of 12 jobs" in checkout.reproduce("--run", "killed").stdout
+    assert "Executed 13 of 14 jobs" in checkout.reproduce("--run", "killed").stdout
     assert checkout.records("killed")["06_corpus"] == finished["06_corpus"]
     assert checkout.tables("killed") == checkout.tables()
     assert not [p for p in (data / "tables").rglob("*") if p.suffix == ".tmp"]
@@ -149,10 +155,11 @@ def test_a_killed_run_is_completed_and_finished_stages_are_not_repeated(checkout
 @pytest.mark.slow
 def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_adapter_and_replies(checkout):
     data, args = checkout.root / "data/runs/often", ("--set", "generate.shard=40")
-    def checkpoint(stage, step): return lambda: list((data / "work").glob(f"{stage}-tiny/*/checkpoint-{step}/whole.json"))
+    def checkpoint(stage, step):
+        return lambda: list((data / "work").glob(f"{stage}-tiny/*/checkpoint-{step}/whole.json"))
     def shards(n): return lambda: len(list((data / "work/generate-tiny-tuned").glob("*/*.parquet"))) >= n
-    for when in (checkpoint("base", 20), checkpoint("finetune", 35), checkpoint("finetune", 105), checkpoint("finetune", 175),
-                 shards(1), shards(2), shards(3)):
+    for when in (checkpoint("base", 20), checkpoint("finetune", 35), checkpoint("finetune", 105),
+                 checkpoint("finetune", 175), shards(1), shards(2), shards(3)):
         start_and_kill(checkout, "often", when, *args)
     checkout.reproduce("--run", "often", *args)
     whole = checkout.root / "data/runs/micro"
@@ -164,12 +171,14 @@ def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_a
 
 
 def test_a_second_process_on_the_same_run_is_told_so(checkout):
-    code = f"from deescal.core import Run, lock; import time; h = lock(Run('micro', root={str(checkout.root)!r})); print('held', flush=True); time.sleep(60)"
+    code = (f"from deescal.core import Run, lock; import time; h = lock(Run('micro', root={str(checkout.root)!r})); "
+            "print('held', flush=True); time.sleep(60)")
     p = subprocess.Popen([sys.executable, "-c", code], env=checkout.env, stdout=subprocess.PIPE, text=True)
     try:
         assert p.stdout.readline().strip() == "held"
         def plans():
-            return {p: p.read_bytes() for d in ("params", "jobs") for p in (checkout.root / "data/runs/micro" / d).iterdir()}
+            return {p: p.read_bytes() for d in ("params", "jobs")
+                    for p in (checkout.root / "data/runs/micro" / d).iterdir()}
         before = plans()
         r = checkout.reproduce("--set", "report.title=Locked", ok=False)
         assert r.returncode and "is being executed by another process" in r.stdout + r.stderr
@@ -183,10 +192,13 @@ def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
     c = new_checkout
     nb_path = c.root / "nbs/06_corpus.ipynb"
     nb = nbformat.read(nb_path, as_version=4)
-    nb.cells.insert(-1, nbformat.v4.new_code_cell("#| test\ndef test_planted(): assert count_words() is None", id="planted"))
+    nb.cells.insert(
+        -1, nbformat.v4.new_code_cell("#| test\ndef test_planted(): assert count_words() is None", id="planted"))
     nbformat.write(nb, nb_path)
-    subprocess.run([*c.command()[:2], "from deescal.house import export; export()"], cwd=c.root, env=c.env, check=True, capture_output=True)
-    r = subprocess.run([*c.command()[:1], "-m", "pytest", "-q", "tests/test_corpus.py"], cwd=c.root, env=c.env, capture_output=True, text=True)
+    subprocess.run([*c.command()[:2], "from deescal.house import export; export()"],
+                   cwd=c.root, env=c.env, check=True, capture_output=True)
+    r = subprocess.run([*c.command()[:1], "-m", "pytest", "-q", "tests/test_corpus.py"],
+                       cwd=c.root, env=c.env, capture_output=True, text=True)
     assert "1 failed" in r.stdout and "test_planted" in r.stdout
     assert c.deescal("reproduce", "--profile", "micro", "--set", "run.lesson=true", ok=False).returncode
     r = c.deescal("job", "06_corpus", "--profile", "micro", "--set", "run.lesson=true", ok=False)
@@ -194,9 +206,11 @@ def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
 
 
 def test_a_kernel_that_dies_is_an_error_with_its_last_words(new_checkout):
-    edit_cell(new_checkout.root / "nbs/06_corpus.ipynb", "run_it", lambda s: "import os\nos.write(2, b'last words')\nos.abort()")
+    edit_cell(new_checkout.root / "nbs/06_corpus.ipynb", "run_it",
+              lambda s: "import os\nos.write(2, b'last words')\nos.abort()")
     r = new_checkout.deescal("job", "06_corpus", "--profile", "micro", ok=False)
-    assert r.returncode and "06_corpus stopped: its kernel died, and said" in r.stderr and "last words" in r.stderr and "remedy" in r.stderr
+    assert (r.returncode and "06_corpus stopped: its kernel died, and said" in r.stderr and "last words" in r.stderr
+            and "remedy" in r.stderr)
     assert "Traceback" not in r.stderr and not new_checkout.records()
 
 
@@ -207,9 +221,11 @@ def test_nothing_from_the_data_shows_or_runs_where_text_may_not_be_shown(checkou
     data = checkout.root / "data/hostile"
     shutil.copytree(checkout.root / "data/sample", data)
     for p in sorted(data.glob("*.csv"))[:12]:
-        p.write_text(p.read_text() + f'59:59,<script>alert(1)</script>,"{HOSTILE}"\n59:59,[Officer],"{HOSTILE}"\n59:59,Dale,"{HOSTILE}"\n')
+        p.write_text(p.read_text() + f'59:59,<script>alert(1)</script>,"{HOSTILE}"\n59:59,[Officer],"{HOSTILE}"\n'
+                     f'59:59,Dale,"{HOSTILE}"\n')
     (data / "youtube_bad <b>.csv").write_text("start_time,speaker_label,transcript\n0:01,zebraquartz\n")
-    checkout.reproduce("--run", "hostile", "--data", "data/hostile", "--set", "run.show_text=false; corpus.scenarios=12; report.title=<script>alert(2)</script>")
+    checkout.reproduce("--run", "hostile", "--data", "data/hostile", "--set",
+                       "run.show_text=false; corpus.scenarios=12; report.title=<script>alert(2)</script>")
     for p in (checkout.root / "figures/hostile").rglob("*"):
         if p.is_file() and p.suffix != ".png":
             text = p.read_text()
@@ -220,10 +236,11 @@ def test_nothing_from_the_data_shows_or_runs_where_text_may_not_be_shown(checkou
 
 def test_the_report_needs_no_network(checkout):
     pages = [checkout.root / "figures/micro/report.html", *(checkout.root / "figures/micro/notebooks").glob("*.html")]
-    assert len(pages) == 13
+    assert len(pages) == 15
     for p in pages:
         html = p.read_text()
-        assert not re.search(r"""<(?:script|link|iframe)\b|(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|url\(\s*["']?http""", html), p
+        assert not re.search(r"""<(?:script|link|iframe)\b|(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|"""
+                             r"""url\(\s*["']?http""", html), p
         for target in re.findall(r'href="(notebooks/[^"]+)"', html):
             assert (p.parent / target).is_file(), target
 
@@ -231,26 +248,32 @@ def test_the_report_needs_no_network(checkout):
 @pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium on PATH: apt install chromium")
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_page_scrolls_sideways(checkout, tmp_path, width):
-    pages = [checkout.root / "figures/micro/report.html", *sorted((checkout.root / "figures/micro/notebooks").glob("*.html"))]
+    pages = [checkout.root / "figures/micro/report.html",
+             *sorted((checkout.root / "figures/micro/notebooks").glob("*.html"))]
     frames = "".join(f'<iframe src="file://{p}" width={width} height=800></iframe>' for p in pages)
-    script = "onload=()=>document.body.innerHTML='<p>'+[...document.querySelectorAll('iframe')].map(f=>f.contentDocument.documentElement.scrollWidth).join(' ')+'</p>'"
+    script = ("onload=()=>document.body.innerHTML='<p>'+[...document.querySelectorAll('iframe')]"
+              ".map(f=>f.contentDocument.documentElement.scrollWidth).join(' ')+'</p>'")
     (tmp_path / "frame.html").write_text(f"<body>{frames}<script>{script}</script></body>")
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=5000"
-    dom = subprocess.run(["chromium", *flags.split(), f"--user-data-dir={tmp_path}/profile", "--dump-dom", f"file://{tmp_path}/frame.html"], capture_output=True, text=True, timeout=120).stdout
+    flags = ("--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+             "--disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=5000")
+    dom = subprocess.run(["chromium", *flags.split(), f"--user-data-dir={tmp_path}/profile", "--dump-dom",
+                          f"file://{tmp_path}/frame.html"], capture_output=True, text=True, timeout=120).stdout
     widths = [int(w) for w in re.search(r"<p>([\d ]+)</p>", dom)[1].split()]
     assert len(widths) == len(pages) and max(widths) <= width, dict(zip([p.name for p in pages], widths))
 
 
 @pytest.mark.parametrize("name", ["00_core", "00a_house", "index"])
 def test_the_notebooks_that_are_no_stage_run_too(checkout, tmp_path, name):
-    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", f"nbs/{name}.ipynb", str(tmp_path / "out.ipynb")]
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", f"nbs/{name}.ipynb",
+               str(tmp_path / "out.ipynb")]
     r = subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
 
 
 def test_papermill_alone_runs_a_stage_from_its_parameter_file(checkout, tmp_path):
     before = checkout.tables()
-    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", "-f", "data/runs/micro/params/08_examples.yml", "nbs/08_examples.ipynb", str(tmp_path / "out.ipynb")]
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", "-f",
+               "data/runs/micro/params/08_examples.yml", "nbs/08_examples.ipynb", str(tmp_path / "out.ipynb")]
     r = subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr[-2000:]
     assert checkout.tables() == before
