@@ -67,7 +67,8 @@ def _speech_rate(turns):
     return (pl.col("words") / (gap.clip(0) + 1)).alias("rate")
 
 def _word_codes(turns):
-    "Words as numbers, turn after turn: (position of the turn in `turns`, hash of the word without case and punctuation)."
+    """Words as numbers, turn after turn: (position of the turn in `turns`, hash of the word without case and
+    punctuation)."""
     w = (
         turns.select(pl.col("text").str.to_lowercase().str.extract_all(r"\S+").alias("word")).with_row_index("at")
         .explode("word").drop_nulls())
@@ -126,8 +127,8 @@ def _loops_across(turns):
         even = len(steps) > 0 and (steps == steps[len(steps) // 2]).mean() >= 0.8
         if length >= 20 or even:
             rows += [
-                (turns["scenario_id"][i], turns["turn"][i], "across", p, length // p + 1, int(words[i]), 0, int(length_of[i]))
-                for i in range(first, first + length)]
+                (turns["scenario_id"][i], turns["turn"][i], "across", p, length // p + 1, int(words[i]), 0,
+                 int(length_of[i])) for i in range(first, first + length)]
     return rows
 
 # %% ../nbs/07_audit.ipynb #find_loops
@@ -213,7 +214,9 @@ def near_duplicates(
         small, least = min(size[x], size[y]), max(min(own[x], own[y]), 1)
         if (special >= min_shared and special / least >= min_distinctive) or (
             shared >= max(20, min_shared) and shared / small >= min_containment):
-            rows.append((ids[int(x)], ids[int(y)], shared, shared / (size[x] + size[y] - shared), shared / small, special / least))
+            rows.append((
+                ids[int(x)], ids[int(y)], shared, shared / (size[x] + size[y] - shared), shared / small,
+                special / least))
     return pl.DataFrame(rows, schema=PAIRS, orient="row").sort("scenario_a", "scenario_b")
 
 # %% ../nbs/07_audit.ipynb #planted_pairs
@@ -229,7 +232,9 @@ def plant_copy(
     at, out = rng.randrange(len(words) - n + 1), []
     for w in words[at:at + n]:
         kind = rng.choice("rrrds") if rng.random() < noise else "k"
-        out += [w] if kind == "k" else [rng.choice(lexicon)] if kind == "r" else [] if kind == "d" else [w, rng.choice(lexicon)]
+        out += (
+            [w] if kind == "k" else [rng.choice(lexicon)] if kind == "r" else [] if kind == "d"
+            else [w, rng.choice(lexicon)])
     return out
 
 # %% ../nbs/07_audit.ipynb #leak_search
@@ -243,13 +248,15 @@ def leak_search(
     """Plant copies and search: (recall, precision), 0-1; no precision (None) where nothing is found.
 
     Pairs that are found without planting do not count."""
-    said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(pl.col("text").str.join(" "))
+    said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(
+        pl.col("text").str.join(" "))
     texts = {sid: text.split() for sid, text in said.rows()}
     lexicon = [w for t in texts.values() for w in t]
     known = {r[:2] for r in near_duplicates(turns).rows()}
     planted, rows = {}, []
     for sid in rng.sample(sorted(texts), min(copies, len(texts))):
-        copy = plant_copy(texts[sid], rng, rng.uniform(*cut) if cut else 1.0, rng.uniform(*noise) if noise else 0.0, lexicon)
+        copy = plant_copy(
+            texts[sid], rng, rng.uniform(*cut) if cut else 1.0, rng.uniform(*noise) if noise else 0.0, lexicon)
         planted[tuple(sorted((sid, f"copy of {sid}")))] = sid
         rows.append((f"copy of {sid}", 0, " ".join(copy)))
     added = pl.DataFrame(rows, schema={"scenario_id": pl.String, "turn": pl.Int64, "text": pl.String}, orient="row")
@@ -284,7 +291,8 @@ def find_duplicates(
         kept=pl.struct("scenario_id", "released_split", "platform").first().over("group"))
     again = s.filter(pl.col("scenario_id") != pl.col("kept").struct.field("scenario_id")).with_columns(
         across=pl.col("platform") != pl.col("kept").struct.field("platform"),
-        leak=(pl.col("released_split") != "") & (pl.col("released_split") != pl.col("kept").struct.field("released_split")))
+        leak=(pl.col("released_split") != "") & (
+            pl.col("released_split") != pl.col("kept").struct.field("released_split")))
     links = pl.concat([
         pairs.select(scenario_id="scenario_a", other="scenario_b", share="distinctive"),
         pairs.select(scenario_id="scenario_b", other="scenario_a", share="distinctive")])
@@ -302,7 +310,8 @@ LAST_SECOND = 6 * 3600.0  # no video here is longer
 
 def odd_seconds(column="start_time"):
     "Expression: seconds from [H:]MM:SS,mmm or [H:]MM:SS.mmm, the forms of subtitles; null for anything else."
-    g = pl.col(column).str.strip_chars().str.extract_groups(r"^(?:([0-9]{1,2}):)?([0-9]{1,3}):([0-5][0-9][,.][0-9]{1,3})$")
+    g = pl.col(column).str.strip_chars().str.extract_groups(
+        r"^(?:([0-9]{1,2}):)?([0-9]{1,3}):([0-5][0-9][,.][0-9]{1,3})$")
     def part(i): return g.struct.field(str(i)).str.replace(",", ".", literal=True).cast(pl.Float64)
     return (part(1).fill_null(0.0) * 3600 + part(2) * 60 + part(3)).alias("odd")
 
@@ -352,9 +361,10 @@ def find_rates(
 
 # %% ../nbs/07_audit.ipynb #find_text
 _ERRORS = (
-    r"(?i)\[?error (?:fetching|generating|processing|transcribing|occurred)|\ban error occurred\b|\bhttp error \d|\bstatus code:? [45]\d\d"
-    r"|traceback \(most recent|could not retrieve a transcript|no transcripts? (?:were|was) found|subtitles are disabled"
-    r"|\bas an ai (?:language )?model\b|i(?:'m| am) (?:sorry, (?:but )?i (?:can(?:'|no)t|am unable to)|unable to) (?:transcribe|process|assist)"
+    r"(?i)\[?error (?:fetching|generating|processing|transcribing|occurred)|\ban error occurred\b|\bhttp error \d"
+    r"|\bstatus code:? [45]\d\d|traceback \(most recent|could not retrieve a transcript"
+    r"|no transcripts? (?:were|was) found|subtitles are disabled|\bas an ai (?:language )?model\b"
+    r"|i(?:'m| am) (?:sorry, (?:but )?i (?:can(?:'|no)t|am unable to)|unable to) (?:transcribe|process|assist)"
     r'|^\s*\{"?error"?:|\b(?:quota|rate limit) exceeded\b')
 _MOJIBAKE = r"[ÃÂ][\x{80}-\x{BF}€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|ï»¿|ðŸ"
 
@@ -400,17 +410,20 @@ def find_scenarios(turns):
     tokens = pl.col("text").str.count_matches(r"\w+|[^\w\s]").sum() + 4 * pl.len()
     s = t.group_by("scenario_id", maintain_order=True).agg(
         pl.col("words").sum(), pl.len().alias("turns"), tokens.alias("tokens"), officer=side.sum(),
-        civilian=(pl.col("role") == "civilian").sum(), said=pl.col("text").unique(maintain_order=True).str.join(" ").str.slice(0, 1500))
+        civilian=(pl.col("role") == "civilian").sum(),
+        said=pl.col("text").unique(maintain_order=True).str.join(" ").str.slice(0, 1500))
     small = (pl.col("turns") < 4) | (pl.col("words") < 20)
     alone = ~small & ((pl.col("officer") == 0) | (pl.col("civilian") == 0))
     enough = s.filter(pl.col("said").str.count_matches(r"\S+") >= 20)
     guess = [_language(x) for x in enough["said"]]
     enough = enough.with_columns(
-        language=pl.Series([g[0] for g in guess], dtype=pl.String), p=pl.Series([g[1] for g in guess], dtype=pl.Float64))
+        language=pl.Series([g[0] for g in guess], dtype=pl.String),
+        p=pl.Series([g[1] for g in guess], dtype=pl.Float64))
     other = enough.filter((pl.col("language") != "en") & (pl.col("p") > 0.99))
     return pl.concat([
         _findings(s.filter(small), "trivial", pl.format("{} turns, {} words", "turns", "words"), True),
-        _findings(s.filter(alone), "one_sided", pl.format("{} turns of officers, {} of civilians", "officer", "civilian"), True),
+        _findings(s.filter(alone), "one_sided",
+                  pl.format("{} turns of officers, {} of civilians", "officer", "civilian"), True),
         _findings(other, "not_english", pl.format("language {}", "language"), True),
         _findings(s.filter(pl.col("tokens") > PUBLISHED_CUT), "over_length", pl.format("{} tokens", "tokens"), True)])
 
@@ -420,9 +433,11 @@ DIVIDED = 0.9  # confidence below which a role stands on divided evidence
 def find_mixed(turns):
     "Findings `mixed_speaker`: one a label, at its first turn, where six turns or more leave the role in doubt."
     m = _ready(turns).group_by("scenario_id", "speaker_label", maintain_order=True).agg(
-        pl.col("turn").first(), pl.col("words").sum(), pl.len().alias("turns"), pl.col("role", "role_confidence").first())
+        pl.col("turn").first(), pl.col("words").sum(), pl.len().alias("turns"),
+        pl.col("role", "role_confidence").first())
     m = m.filter((pl.col("turns") >= 6) & (pl.col("role_confidence") < DIVIDED))
-    return _findings(m, "mixed_speaker", pl.format("{} at a confidence of {}, {} turns", "role", "role_confidence", "turns"))
+    return _findings(
+        m, "mixed_speaker", pl.format("{} at a confidence of {}, {} turns", "role", "role_confidence", "turns"))
 
 def find_personal(turns):
     "Findings `personal_text` and `personal_label`: turns that hold some, with the count of each kind."

@@ -12,7 +12,8 @@ import hashlib, os
 import polars as pl
 
 from .audit import (
-    audit, find_duplicates, find_loops, find_scenarios, find_text, find_times, near_duplicates, odd_seconds, repair_encoding)
+    audit, find_duplicates, find_loops, find_scenarios, find_text, find_times, near_duplicates, odd_seconds,
+    repair_encoding)
 from .core import DeescalError, InputError, Run, account, digest
 from .corpus import count_tokens, count_words
 from .deidentify import deidentify
@@ -30,32 +31,40 @@ def _entries(frame, fate, reason, looped=0):
 def _without(turns, found, reason):
     "(turns without those of `found`, their journal)."
     gone = turns.join(found.select("scenario_id", "turn").unique(), on=["scenario_id", "turn"], how="semi")
-    return turns.join(gone, on=["scenario_id", "turn"], how="anti", maintain_order="left"), _entries(gone, "excluded", reason)
+    return turns.join(gone, on=["scenario_id", "turn"], how="anti", maintain_order="left"), _entries(
+        gone, "excluded", reason)
 
 # %% ../nbs/07b_clean.ipynb #repair_text
 def _rewrite(turns, rows, column="text"):
     "`turns` with new values of `column` from `rows` of (scenario_id, turn, value)."
-    new = pl.DataFrame(rows, orient="row", schema={"scenario_id": pl.String, "turn": pl.Int64, "_new": turns.schema[column]})
-    return turns.join(new.unique(["scenario_id", "turn"]), on=["scenario_id", "turn"], how="left", maintain_order="left").with_columns(
-        pl.coalesce("_new", column).alias(column)).drop("_new")
+    new = pl.DataFrame(
+        rows, orient="row", schema={"scenario_id": pl.String, "turn": pl.Int64, "_new": turns.schema[column]})
+    return turns.join(
+        new.unique(["scenario_id", "turn"]), on=["scenario_id", "turn"], how="left", maintain_order="left",
+    ).with_columns(pl.coalesce("_new", column).alias(column)).drop("_new")
 
 def repair_text(turns):
     "Encodings repaired: (turns, journal)."
-    bad = turns.join(find_text(turns).filter(finding="encoding"), on=["scenario_id", "turn"], how="semi", maintain_order="left")
+    bad = turns.join(
+        find_text(turns).filter(finding="encoding"), on=["scenario_id", "turn"], how="semi", maintain_order="left")
     rows = [(s, t, repair_encoding(x)) for s, t, x in bad.select("scenario_id", "turn", "text").rows()]
     return _rewrite(turns, rows), _entries(bad, "repaired", "encoding")
 
 def repair_times(turns):
     "Times read, or emptied where they are wrong: (turns, journal)."
     journal = []
-    for kinds in (["odd_time"], ["impossible_time"], ["backward_time"]):  # a time that is read may turn out to run backwards
+    # a time that is read may turn out to run backwards
+    for kinds in (["odd_time"], ["impossible_time"], ["backward_time"]):
         found = find_times(turns).filter(pl.col("finding").is_in(kinds))
         if not len(found): continue
-        marked = turns.join(found.select("scenario_id", "turn", _hit=True), on=["scenario_id", "turn"], how="left", maintain_order="left")
+        marked = turns.join(
+            found.select("scenario_id", "turn", _hit=True), on=["scenario_id", "turn"], how="left",
+            maintain_order="left")
         value = odd_seconds() if kinds == ["odd_time"] else pl.lit(None, pl.Float64)
         turns = marked.with_columns(start_s=pl.when("_hit").then(value).otherwise("start_s")).drop("_hit")
         if kinds != ["odd_time"]:
-            turns = turns.with_columns(start_time=pl.when(marked["_hit"].fill_null(False)).then(pl.lit("")).otherwise("start_time"))
+            turns = turns.with_columns(
+                start_time=pl.when(marked["_hit"].fill_null(False)).then(pl.lit("")).otherwise("start_time"))
         journal.append(_entries(found, "repaired", kinds[0]))
     return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
 
@@ -66,7 +75,8 @@ def cut_loops(turns):
     while len(loops := find_loops(turns)):
         across = loops.filter(kind="across")
         inside = loops.filter(kind="inside").join(across, on=["scenario_id", "turn"], how="anti")
-        texts = {(s, t): x for s, t, x in turns.join(inside, on=["scenario_id", "turn"], how="semi").select("scenario_id", "turn", "text").rows()}
+        texts = {(s, t): x for s, t, x in turns.join(inside, on=["scenario_id", "turn"], how="semi").select(
+            "scenario_id", "turn", "text").rows()}
         for s, t, a, b in inside.select("scenario_id", "turn", "start", "end").sort("start", descending=True).rows():
             texts[s, t] = texts[s, t][:a].rstrip() + " " + texts[s, t][b:].lstrip()
         turns = _rewrite(turns, [(s, t, x.strip()) for (s, t), x in texts.items()])
@@ -93,12 +103,15 @@ def exclude_scenarios(turns, scenarios, thresholds):
     "Scenarios that are no dialogue, not English or copies taken out: (turns, journal)."
     journal = []
     for _ in range(50):
-        left = scenarios.join(turns.group_by("scenario_id").agg(pl.col("text").str.count_matches(r"\S+").sum().alias("words")),
-                              on="scenario_id", how="inner", suffix="_left").with_columns(words="words_left").drop("words_left")
+        left = scenarios.join(
+            turns.group_by("scenario_id").agg(pl.col("text").str.count_matches(r"\S+").sum().alias("words")),
+            on="scenario_id", how="inner", suffix="_left").with_columns(words="words_left").drop("words_left")
         found = pl.concat([
-            find_scenarios(turns).filter(action="exclude scenario"), find_duplicates(left, near_duplicates(turns, **thresholds))])
+            find_scenarios(turns).filter(action="exclude scenario"),
+            find_duplicates(left, near_duplicates(turns, **thresholds))])
         if not len(found): return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
-        for sid, kind in found.unique("scenario_id", keep="first", maintain_order=True).select("scenario_id", "finding").rows():
+        for sid, kind in found.unique("scenario_id", keep="first", maintain_order=True).select(
+                "scenario_id", "finding").rows():
             turns, gone = _without(turns, turns.filter(scenario_id=sid), kind)
             journal.append(gone)
     raise _endless("exclude_scenarios")
@@ -114,7 +127,8 @@ def _round(turns, scenarios, personal, thresholds):
         journal.append(did)
     if personal == "mask":
         turns, found, key = deidentify(turns)
-        journal.append(_entries(found.unique(["scenario_id", "turn"], maintain_order=True), "repaired", "personal_data"))
+        journal.append(_entries(
+            found.unique(["scenario_id", "turn"], maintain_order=True), "repaired", "personal_data"))
     turns, did = exclude_scenarios(turns, scenarios, thresholds)
     return turns, pl.concat([*journal, did]), key
 
@@ -153,7 +167,8 @@ def _trace(turns, left, journal):
     "Table `trace`: one row a raw turn."
     key = ["scenario_id", "turn"]
     out = journal.filter(fate="excluded").unique(key, keep="first", maintain_order=True).select(*key, out="reason")
-    fixed = journal.filter(fate="repaired").group_by(key).agg(pl.col("reason").unique().sort().str.join(" ").alias("fixed"))
+    fixed = journal.filter(fate="repaired").group_by(key).agg(
+        pl.col("reason").unique().sort().str.join(" ").alias("fixed"))
     looped = journal.group_by(key).agg(pl.col("looped").sum())
     now = left.select(*key, words_clean="words")
     t = turns.select(*key, "words")

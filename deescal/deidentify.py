@@ -17,9 +17,9 @@ from .roles import KINDS, read_weights
 # %% ../nbs/06b_deidentify.ipynb #patterns
 _DIGIT = r"(?:\d|[Zz]ero|[Oo]h|[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix|[Ss]even|[Ee]ight|[Nn]ine|[Nn]iner)"
 _CODE = (
-    "Adam Boy Baker Charles Charlie David Delta Edward Echo Frank Foxtrot George Golf Henry Hotel Ida India John Juliet King "
-    "Kilo Lincoln Lima Mary Mike Nora November Ocean Oscar Paul Papa Queen Quebec Robert Romeo Sam Sierra Tom Tango "
-    "Union Uniform Victor William Whiskey X-ray Young Yankee Zebra Zulu Alpha Bravo").split()
+    "Adam Boy Baker Charles Charlie David Delta Edward Echo Frank Foxtrot George Golf Henry Hotel Ida India John "
+    "Juliet King Kilo Lincoln Lima Mary Mike Nora November Ocean Oscar Paul Papa Queen Quebec Robert Romeo Sam Sierra "
+    "Tom Tango Union Uniform Victor William Whiskey X-ray Young Yankee Zebra Zulu Alpha Bravo").split()
 _SPELT = rf"(?:{'|'.join(_CODE)}|[A-Z])"
 _STREET = (
     "Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|Terrace|"
@@ -34,13 +34,15 @@ PATTERNS = {
     "handle": r"\B@[A-Za-z_]\w+",
     "phone": r"\(?\b\d{3}\)?[-. ]{1,2}\d{3}[-. ]{1,2}\d{4}\b|\b\d{3}-\d{4}\b|\b1?\d{10}\b"
              rf"|\b{_DIGIT}(?:[-,. ]{{1,2}}{_DIGIT}){{6,}}\b",
-    "birth": rf"\b(?:{_MONTH}),? (?:the )?\d{{1,2}}{_NTH},? (?:of )?'?(?:19\d\d|200\d|\d\d)\b|\b\d{{1,2}}[/-]\d{{1,2}}[/-](?:19|20)?\d\d\b",
-    "address": rf"\b(?:\d[\d-]{{0,5}} )?(?:(?:North|South|East|West|[NSEW]\.?) )?(?:[A-Z][\w'’]+ |\d+(?:st|nd|rd|th) ){{1,3}}"
-               rf"(?:{_STREET})\b"
+    "birth": rf"\b(?:{_MONTH}),? (?:the )?\d{{1,2}}{_NTH},? (?:of )?'?(?:19\d\d|200\d|\d\d)\b"
+             r"|\b\d{1,2}[/-]\d{1,2}[/-](?:19|20)?\d\d\b",
+    "address": rf"\b(?:\d[\d-]{{0,5}} )?(?:(?:North|South|East|West|[NSEW]\.?) )?"
+               rf"(?:[A-Z][\w'’]+ |\d+(?:st|nd|rd|th) ){{1,3}}(?:{_STREET})\b"
                r"|\b(?!(?:19|20)\d\d\b)\d{3,5} (?:(?:North|South|East|West) )?(?:St\. )?[A-Z][a-z]{2,}(?=[.,?!]|$)",
     "plate": rf"\b[A-Z]{{1,3}}[- ]?\d{{3,4}}[A-Z]{{0,3}}\b|\b\d[A-Z]{{3}}\d{{3}}\b|\b\d{{3}}[- ]?[A-Z]{{3}}\b"
              rf"|\b(?:{_SPELT}[-, ]{{1,2}}){{2,4}}{_DIGIT}(?:[-, ]{{0,2}}{_DIGIT}){{2,4}}\b"
-             rf"|\b{_DIGIT}(?:[-, ]{{1,2}}{_DIGIT}){{0,2}}(?:[-, ]{{1,2}}{_SPELT}){{3}}(?:[-, ]{{1,2}}{_DIGIT}){{0,4}}\b",
+             rf"|\b{_DIGIT}(?:[-, ]{{1,2}}{_DIGIT}){{0,2}}(?:[-, ]{{1,2}}{_SPELT}){{3}}"
+             rf"(?:[-, ]{{1,2}}{_DIGIT}){{0,4}}\b",
     "spelled": r"\b(?!I\W+I\b)[A-Z](?:[-.,] ?[A-Z]){2,}\b|\b(?!I )[A-Z](?: [A-Z]){2,}\b",
     "number": r"\b\d[\d-]{3,}\d\b",
 }
@@ -64,8 +66,9 @@ def mask_text(
 _HINTS = {
     "email": r"(?i)@| dot ", "url": r"(?i)://|www|\.[a-z]{2,3}\b| dot ", "handle": "@",
     "phone": rf"\d{{3}}\)?[-. ]|\d{{10}}|(?:{_DIGIT}[-,. ]{{1,2}}){{6}}", "birth": rf"\b(?:{_MONTH})\b|\d[/-]\d",
-    "address": rf" (?:{_STREET})\b|\d{{3}} [A-Z]", "plate": rf"[A-Z]\W{{0,2}}\d|\d\W{{0,2}}[A-Z]|{_SPELT}[-, ]{{1,2}}{_SPELT}[-, ]|"
-    rf"{_SPELT}[-, ]{{1,2}}{_DIGIT}", "spelled": r"\b[A-Z](?:[-., ] ?[A-Z]){2}", "number": r"\d[\d-]{3}"}
+    "address": rf" (?:{_STREET})\b|\d{{3}} [A-Z]",
+    "plate": rf"[A-Z]\W{{0,2}}\d|\d\W{{0,2}}[A-Z]|{_SPELT}[-, ]{{1,2}}{_SPELT}[-, ]|{_SPELT}[-, ]{{1,2}}{_DIGIT}",
+    "spelled": r"\b[A-Z](?:[-., ] ?[A-Z]){2}", "number": r"\d[\d-]{3}"}
 
 def mask_forms(turns):
     "Masks in `text`: (turns, findings of (scenario_id, turn, kind, n))."
@@ -82,48 +85,54 @@ def mask_forms(turns):
 
 # %% ../nbs/06b_deidentify.ipynb #name_words
 _TITLES = (
-    "Mr Mrs Ms Miss Mister Madam Officer Officers Deputy Detective Sergeant Sgt Lieutenant Lt Captain Corporal Trooper Agent "
-    "Chief Sheriff Doctor Dr Judge Investigator Ranger Constable Commander Major Sarge Professor Pastor Uncle Aunt "
-    "Auntie Grandma Grandpa").split()
+    "Mr Mrs Ms Miss Mister Madam Officer Officers Deputy Detective Sergeant Sgt Lieutenant Lt Captain Corporal Trooper "
+    "Agent Chief Sheriff Doctor Dr Judge Investigator Ranger Constable Commander Major Sarge Professor Pastor Uncle "
+    "Aunt Auntie Grandma Grandpa").split()
 _ALSO_WORDS = frozenset((
-    "will mark grace bill rich drew chase hope faith joy may june april august summer autumn art pat rob sue jack frank "
-    "grant miles rose lily ray jay dean chip buddy guy young long brown white black green king angel star honey baby "
-    "precious bishop page christian chance case cash dusty sunny sandy rusty rocky skip stone wood woods hall hill west "
-    "north cook baker banks bell field fields ford fox gray grey hunter knight lane little love marshal mason miller "
-    "moody parks price reed rice sharp shepherd small snow speaker wise bush day early iris ivy jade jasmine dawn eve "
-    "crystal ginger holly jewel melody misty olive pearl penny robin ruby sky victor noble major duke earl prince van "
-    "don gene hank harry lance mack mike nick norm peg randy red rod rusty sonny terry tony ward wade").split())
+    "will mark grace bill rich drew chase hope faith joy may june april august summer autumn art pat rob sue jack "
+    "frank grant miles rose lily ray jay dean chip buddy guy young long brown white black green king angel star honey "
+    "baby precious bishop page christian chance case cash dusty sunny sandy rusty rocky skip stone wood woods hall "
+    "hill west north cook baker banks bell field fields ford fox gray grey hunter knight lane little love marshal "
+    "mason miller moody parks price reed rice sharp shepherd small snow speaker wise bush day early iris ivy jade "
+    "jasmine dawn eve crystal ginger holly jewel melody misty olive pearl penny robin ruby sky victor noble major duke "
+    "earl prince van don gene hank harry lance mack mike nick norm peg randy red rod rusty sonny terry tony ward "
+    "wade").split())
 _NOT_NAMES = frozenset((
-    "unit shop store gas station city county state park house home security school teacher principal hotel bar club bank "
-    "car truck van bus train dog cat voice phone radio news tv video camera crew team group people folks everyone all "
-    "various multiple several first second third other another off on screen scene background team leader member "
+    "unit shop store gas station city county state park house home security school teacher principal hotel bar club "
+    "bank car truck van bus train dog cat voice phone radio news tv video camera crew team group people folks everyone "
+    "all various multiple several first second third other another off on screen scene background team leader member "
     "pastor priest preacher coach boss partner fiance fiancee spouse ex in law step grand god god's baby young old "
-    "older younger elderly adult the a an and or of with at by for to from mr mrs ms miss mister dr jr sr ii iii "
-    "sir madam ma'am lieutenant tenant tow delivery taxi uber lyft cab mail postal airline flight hospital clinic "
-    "church court judge jury prosecutor defense public representative rep agent agency social worker counselor "
-    "therapist assistant technician tech inspector engineer mechanic barber bartender bouncer waiter waitress server "
-    "cashier receptionist secretary landlady super superintendent realtor broker seller buyer vendor dealer "
-    "homeless veteran soldier marine army navy military federal fbi dea atf ice swat k9 canine homicide traffic "
-    "patrol highway sergeant's police's mayor governor president senator councilman commissioner clerk's").split())
+    "older younger elderly adult the a an and or of with at by for to from mr mrs ms miss mister dr jr sr ii iii sir "
+    "madam ma'am lieutenant tenant tow delivery taxi uber lyft cab mail postal airline flight hospital clinic church "
+    "court judge jury prosecutor defense public representative rep agent agency social worker counselor therapist "
+    "assistant technician tech inspector engineer mechanic barber bartender bouncer waiter waitress server cashier "
+    "receptionist secretary landlady super superintendent realtor broker seller buyer vendor dealer homeless veteran "
+    "soldier marine army navy military federal fbi dea atf ice swat k9 canine homicide traffic patrol highway "
+    "sergeant's police's mayor governor president senator councilman commissioner clerk's").split())
 _PLACES = frozenset((
-    "virginia georgia carolina dakota montana nevada florida alabama arizona indiana louisiana pennsylvania america india "
-    "china israel kenya jordan london paris florence orlando austin dallas houston phoenix denver boston chicago lincoln "
-    "washington columbus cleveland charlotte madison jackson jacksonville memphis savannah sydney brooklyn bronx "
-    "chelsea kent devon cheyenne sierra odessa ford chevy mercedes toyota honda lexus kia royce harley tesla nissan "
-    "january february march april may june july august september october november december "
+    "virginia georgia carolina dakota montana nevada florida alabama arizona indiana louisiana pennsylvania america "
+    "india china israel kenya jordan london paris florence orlando austin dallas houston phoenix denver boston chicago "
+    "lincoln washington columbus cleveland charlotte madison jackson jacksonville memphis savannah sydney brooklyn "
+    "bronx chelsea kent devon cheyenne sierra odessa ford chevy mercedes toyota honda lexus kia royce harley tesla "
+    "nissan january february march april may june july august september october november december "
     "god jesus christ lord facebook google amazon walmart target wendy wendys denny dennys macy macys miranda").split())
 _TITLED = re.compile(rf"\b(?:{'|'.join(_TITLES)})\.? ((?:[A-Z][a-z'’-]+)(?: [A-Z][a-z'’-]+)?)")
-_SAID = re.compile(r"\b(?:[Mm]y|[Hh]is|[Hh]er|[Yy]our|[Ff]irst|[Ll]ast|[Tt]he) name(?:'s| is|,)?:?,? ([A-Z][a-z'’-]+(?: [A-Z][a-z'’-]+)?)")
+_SAID = re.compile(
+    r"\b(?:[Mm]y|[Hh]is|[Hh]er|[Yy]our|[Ff]irst|[Ll]ast|[Tt]he) name(?:'s| is|,)?:?,? "
+    r"([A-Z][a-z'’-]+(?: [A-Z][a-z'’-]+)?)")
 
 # %% ../nbs/06b_deidentify.ipynb #name_tokens
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _PSEUDONYM = re.compile(r"\bNAME_(\d+)\b")
 _CAPITAL = re.compile(r"\b([A-Z][a-z]+(?:[-'’][A-Z][a-z]+)?)(?:(?= (Jr|Sr)\b)| ([A-Z][a-z]+(?:[-'’][A-Z][a-z]+)?)\b)?")
 _STATES = (
-    "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|Indiana|Iowa|"
-    "Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|Montana|Nebraska|Nevada|"
-    "New|North|South|Ohio|Oklahoma|Oregon|Pennsylvania|Rhode|Tennessee|Texas|Utah|Vermont|Virginia|Washington|West|Wisconsin|Wyoming")
-_PLACE_OF = re.compile(rf",? (?:{_STATES})\b|'am\b| (?:County|City|Beach|State|Police|Department|University|Hospital|High|School|Park|Springs|Falls|Heights)\b")
+    "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
+    "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
+    "Montana|Nebraska|Nevada|New|North|South|Ohio|Oklahoma|Oregon|Pennsylvania|Rhode|Tennessee|Texas|Utah|Vermont|"
+    "Virginia|Washington|West|Wisconsin|Wyoming")
+_PLACE_OF = re.compile(
+    rf",? (?:{_STATES})\b|'am\b"
+    r"| (?:County|City|Beach|State|Police|Department|University|Hospital|High|School|Park|Springs|Falls|Heights)\b")
 
 def _words_of(label): return [re.sub(r"['’]s?$", "", w) for w in _WORD.findall(label)]
 
@@ -233,8 +242,8 @@ def deidentify_once(turns):
     "One pass of `deidentify`, the same three tables after it: enough to count what there is."
     turns, found = mask_forms(turns)
     common, texts, speakers, key, named = _common_words(), [], [], [], []
-    scenes = turns.with_columns(suspect=_may_name(turns)).with_row_index("at").group_by("scenario_id", maintain_order=True).agg(
-        "at", "turn", "speaker_label", "text", "suspect")
+    scenes = turns.with_columns(suspect=_may_name(turns)).with_row_index("at").group_by(
+        "scenario_id", maintain_order=True).agg("at", "turn", "speaker_label", "text", "suspect")
     for sid, at, numbers, who, said, suspect in scenes.iter_rows():  # a loop over scenarios: each has its own names
         labels, text = list(dict.fromkeys(who)), _BREAK.join(said)
         suspects = _BREAK.join(x for x, s in zip(said, suspect) if s)
@@ -245,7 +254,8 @@ def deidentify_once(turns):
         for i, a, b, x in zip(numbers, said, after, who):
             if a != b: named.append((sid, i, "name", len(_PSEUDONYM.findall(b)) - len(_PSEUDONYM.findall(a))))
             if new[x] != x: named.append((sid, i, "label", 1))
-    back = pl.DataFrame(texts, orient="row", schema={"at": pl.Int64, "text": pl.String, "speaker_label": pl.String}).sort("at")
+    back = pl.DataFrame(
+        texts, orient="row", schema={"at": pl.Int64, "text": pl.String, "speaker_label": pl.String}).sort("at")
     return (
         turns.with_columns(back["text"], back["speaker_label"]),
         pl.concat([found, pl.DataFrame(named, schema=found.schema, orient="row")]).sort("scenario_id", "turn", "kind"),
@@ -257,7 +267,8 @@ def deidentify(
 ):
     """Replace personal data: (turns, findings of (scenario_id, turn, kind, n), key of (scenario_id, name, pseudonym)).
 
-    Names become pseudonyms in label and text, the rest is masked by type. The key re-identifies: keep it from others."""
+    Names become pseudonyms in label and text, the rest is masked by type. The key re-identifies: keep it from
+    others."""
     done, keys, every = turns.with_row_index("row"), [], []
     todo = done
     for _ in range(8):

@@ -42,14 +42,15 @@ def dialogue(*texts, times=None):
         ("scenario_id", "start_time", "speaker_label", "role", "text"), pl.String))
 
 # %% ../nbs/07_audit.ipynb #loops_test
-HUMAN = ["No, no, no!", "no " * 15, "Help me! " * 10, "Drop the knife! " * 8, "Get on the ground, get on the ground now! " * 4,
-         "I'm sorry. " * 9, "la " * 20]
+HUMAN = ["No, no, no!", "no " * 15, "Help me! " * 10, "Drop the knife! " * 8,
+         "Get on the ground, get on the ground now! " * 4, "I'm sorry. " * 9, "la " * 20]
 
 @pytest.mark.parametrize("said", HUMAN)
 def test_people_repeat_themselves(said):
     assert len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 20.0]))) == 0
 
-@pytest.mark.parametrize("phrase", ["hey,", "Okay. Yeah.", "I don't know what you mean.", words(40, 3), "你好", "... ...", "é!"])
+@pytest.mark.parametrize("phrase", [
+    "hey,", "Okay. Yeah.", "I don't know what you mean.", words(40, 3), "你好", "... ...", "é!"])
 @pytest.mark.parametrize("before", ["", "Listen to me now. "])
 def test_decoders_loop(phrase, before):
     said = before + " ".join([phrase] * 60)
@@ -79,7 +80,8 @@ def test_turns_that_repeat_are_a_loop_and_shouts_are_none():
 
 # %% ../nbs/07_audit.ipynb #loops_property_test
 @settings(max_examples=60)
-@given(st.lists(st.sampled_from(["no", "no no no no", "hey " * 70, "get down " * 40, "I see.", "", "é", "a b c"]), max_size=40))
+@given(st.lists(st.sampled_from([
+    "no", "no no no no", "hey " * 70, "get down " * 40, "I see.", "", "é", "a b c"]), max_size=40))
 def test_the_surplus_of_a_loop_lies_in_its_turn(texts):
     df = dialogue(*texts)
     for loop in find_loops(df).rows(named=True):
@@ -106,7 +108,9 @@ def test_shared_counts_are_those_of_plain_sets():
     assert (row["shared"], row["jaccard"]) == (len(x & y), pytest.approx(len(x & y) / len(x | y)))
 
 def test_everyday_phrases_make_no_duplicate():
-    rights = "you have the right to remain silent anything you say can and will be used against you in a court of law " * 2
+    rights = (
+        "you have the right to remain silent anything you say can and will be used against you "
+        "in a court of law ") * 2
     texts = {f"s{i}": words(80, i) + " " + rights + words(80, 100 + i) for i in range(30)}
     assert len(near_duplicates(toy_turns(**texts))) == 0
 
@@ -140,7 +144,8 @@ def scenarios_of(**rows):
 
 def test_the_test_copy_stays_and_the_longest_else():
     pairs = pl.DataFrame({"scenario_a": ["a", "c"], "scenario_b": ["b", "d"], "distinctive": [0.5, 0.9]})
-    s = scenarios_of(a=("youtube", "train", 900), b=("tiktok", "test", 100), c=("youtube", "train", 50), d=("youtube", "train", 60))
+    s = scenarios_of(
+        a=("youtube", "train", 900), b=("tiktok", "test", 100), c=("youtube", "train", 50), d=("youtube", "train", 60))
     found = {r["scenario_id"]: (r["finding"], r["evidence"]) for r in find_duplicates(s, pairs).rows(named=True)}
     assert found == {
         "a": ("leak", "in the group of b (another platform), nearest copy 50 %"),
@@ -154,7 +159,8 @@ def test_what_is_left_never_falls_and_no_more_is_taken_than_needed(times):
     assert rest == sorted(rest)
     best = [0] * len(times)
     for i, t in enumerate(times):
-        if t is not None: best[i] = 1 + max((best[j] for j in range(i) if times[j] is not None and times[j] <= t), default=0)
+        if t is not None:
+            best[i] = 1 + max((best[j] for j in range(i) if times[j] is not None and times[j] <= t), default=0)
     assert len(rest) == max(best, default=0)
 
 def test_odd_times_are_read():
@@ -163,12 +169,14 @@ def test_odd_times_are_read():
 
 # %% ../nbs/07_audit.ipynb #text_test
 @pytest.mark.parametrize("said", [
-    "[Error fetching transcript: 403 Client Error", "An error occurred while processing", "Traceback (most recent call last):",
-    "As an AI language model, I cannot", "I'm sorry, but I can't transcribe this audio.", '{"error": "quota"}'])
+    "[Error fetching transcript: 403 Client Error", "An error occurred while processing",
+    "Traceback (most recent call last):", "As an AI language model, I cannot",
+    "I'm sorry, but I can't transcribe this audio.", '{"error": "quota"}'])
 def test_error_messages_are_found(said): assert find_text(dialogue(said))["finding"].to_list() == ["error_text"]
 
 @pytest.mark.parametrize("said", [
-    "I made an error.", "Sorry, I can't breathe.", "I'm sorry, I can't do that, sir.", "The quota? What quota?", "No error here."])
+    "I made an error.", "Sorry, I can't breathe.", "I'm sorry, I can't do that, sir.", "The quota? What quota?",
+    "No error here."])
 def test_people_speak_of_errors(said): assert len(find_text(dialogue(said))) == 0
 
 @given(st.text(max_size=40))
@@ -196,7 +204,8 @@ def test_scenarios_that_are_none():
 # %% ../nbs/07_audit.ipynb #audit_test
 def test_a_sound_dialogue_has_no_finding_that_asks_for_more_than_masks():
     sample = assign_roles(read_transcripts(project_root()/"data/planted")[0])
-    s = sample.group_by("scenario_id").agg(pl.col("words").sum()).with_columns(platform=pl.lit("youtube"), released_split=pl.lit(""))
+    s = sample.group_by("scenario_id").agg(pl.col("words").sum()).with_columns(
+        platform=pl.lit("youtube"), released_split=pl.lit(""))
     found = audit(sample, s, near_duplicates(sample))
     assert set(found["finding"]) <= {"personal_text", "personal_label", "mixed_speaker", "over_length"}
 

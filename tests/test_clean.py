@@ -17,11 +17,13 @@ def scene(*texts, sid="s", times=None, labels=("Officer", "Dale"), roles=("offic
     "One scenario with all the columns of the table `turns`."
     n, times = len(texts), times or [3.0 * i for i in range(len(texts))]
     return pl.DataFrame({
-        "scenario_id": [sid] * n, "turn": range(n), "start_s": times, "start_time": ["0:00" if t is None else "" for t in times],
+        "scenario_id": [sid] * n, "turn": range(n), "start_s": times,
+        "start_time": ["0:00" if t is None else "" for t in times],
         "speaker_label": [labels[i % len(labels)] for i in range(n)], "text": list(texts),
         "role": [roles[i % len(roles)] for i in range(n)], "role_confidence": [1.0] * n, "role_evidence": [""] * n,
         "file": [f"{sid}.csv"] * n, "line": range(2, n + 2), "repairs": [""] * n,
-    }, schema_overrides={"turn": pl.Int64, "line": pl.Int64, "start_s": pl.Float64}).with_columns(count_words(), count_tokens())
+    }, schema_overrides={"turn": pl.Int64, "line": pl.Int64, "start_s": pl.Float64}).with_columns(
+        count_words(), count_tokens())
 
 def scenes_of(turns, split=""):
     "The table `scenarios` as far as it is needed here."
@@ -43,7 +45,8 @@ def test_encodings_and_times_are_repaired():
 
 # %% ../nbs/07b_clean.ipynb #loops_test
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.sampled_from(["no", "hey " * 70, "get down " * 40, "I see. " + "oh my god " * 30 + "stop", "", "a b c"]), max_size=45))
+@given(st.lists(st.sampled_from([
+    "no", "hey " * 70, "get down " * 40, "I see. " + "oh my god " * 30 + "stop", "", "a b c"]), max_size=45))
 def test_no_loop_is_left_and_cutting_twice_changes_nothing(texts):
     t = scene(*texts) if texts else scene("x").head(0)
     once, journal = cut_loops(t)
@@ -52,8 +55,8 @@ def test_no_loop_is_left_and_cutting_twice_changes_nothing(texts):
 
 # %% ../nbs/07b_clean.ipynb #clean_test
 said = st.sampled_from([
-    *TALK[:8], "hey " * 80, "...", "[Error fetching transcript: 1]", "I donâ€™t.", "Dale is at 555-013-4477.", "no no no", "", "é",
-    "Mr. Pike said so.", "NAME_1", "\ufffd", "go " * 30])
+    *TALK[:8], "hey " * 80, "...", "[Error fetching transcript: 1]", "I donâ€™t.", "Dale is at 555-013-4477.",
+    "no no no", "", "é", "Mr. Pike said so.", "NAME_1", "\ufffd", "go " * 30])
 times = st.none() | st.floats(0, 30000)
 scripts = st.lists(st.tuples(said, times, st.sampled_from(["Officer Ames", "Dale", "[Narrator]", ""]),
                              st.sampled_from(["officer", "civilian", "narrator", "other"])), max_size=14)
@@ -94,12 +97,14 @@ def test_a_version_names_turns_and_parameters():
     a = scene(*TALK)
     assert corpus_version(a) == corpus_version(a) != corpus_version(a, personal="mask")
     assert corpus_version(a) != corpus_version(a.with_columns(text=pl.col("text") + "."))
-    versions = [describe_corpora(a, b, personal=p)["version"].to_list() for b, p in ((a, "mask"), (a[:5], "mask"), (a, "keep"))]
+    versions = [
+        describe_corpora(a, b, personal=p)["version"].to_list() for b, p in ((a, "mask"), (a[:5], "mask"), (a, "keep"))]
     assert len({v[1] for v in versions}) == 3 and len({v[0] for v in versions}) == 1
 
 # %% ../nbs/07b_clean.ipynb #key_test
 def test_the_key_is_its_owners(tmp_path):
-    path = write_key(tmp_path/"key.csv", pl.DataFrame({"scenario_id": ["s"], "name": ["dale"], "pseudonym": ["NAME_1"]}))
+    path = write_key(
+        tmp_path/"key.csv", pl.DataFrame({"scenario_id": ["s"], "name": ["dale"], "pseudonym": ["NAME_1"]}))
     assert path.stat().st_mode & 0o777 == 0o600 and "dale" in path.read_text()
     with pytest.raises(InputError, match="already"): write_key(path, pl.DataFrame())
 
@@ -108,7 +113,8 @@ def test_every_word_is_in_one_part():
     copy = scene(*TALK[:30], sid="b")
     raw = pl.concat([
         scene(*TALK, "hey " * 200, sid="a"), copy, scene("Hi.", sid="c"),
-        scene(*OTHER, sid="d").with_columns(role=pl.when(pl.col("turn") < 3).then(pl.lit("narrator")).otherwise("role"))])
+        scene(*OTHER, sid="d").with_columns(
+            role=pl.when(pl.col("turn") < 3).then(pl.lit("narrator")).otherwise("role"))])
     _, trace, _ = clean(raw, scenes_of(raw))
     budget = {p: w for p, w, _ in word_budget(trace).rows()}
     assert sum(budget.values()) == raw["words"].sum()

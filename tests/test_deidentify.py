@@ -31,8 +31,8 @@ def test_forms_are_masked(text, kind):
 def test_ordinary_words_and_numbers_stay(text): assert mask_text(text) == (text, {})
 
 @given(st.lists(st.sampled_from([
-    "555", "0134477", "five", "one", "@", "joe", ".com", "dot com", "WWW.A.B", "A DOT COM", "x.Org", "A", "B", "1", "-", " ", "Elm", "Street", "June", "3", "1990",
-    "[PHONE]", "[PLATE]"]), max_size=14).map(" ".join))
+    "555", "0134477", "five", "one", "@", "joe", ".com", "dot com", "WWW.A.B", "A DOT COM", "x.Org", "A", "B",
+    "1", "-", " ", "Elm", "Street", "June", "3", "1990", "[PHONE]", "[PLATE]"]), max_size=14).map(" ".join))
 def test_masking_twice_changes_nothing_and_hints_miss_nothing(text):
     once = mask_text(text)[0]
     assert mask_forms(toy(("", text)))[0]["text"][0] == once
@@ -41,7 +41,8 @@ def test_masking_twice_changes_nothing_and_hints_miss_nothing(text):
 # %% ../nbs/06b_deidentify.ipynb #deidentify_test
 def test_names_go_from_labels_and_text():
     after, found, key = deidentify(toy(
-        ("Dale Roe", "I'm Dale."), ("Deputy Ames", "Mr. Roe, DALE, stop. That's Dale's."), ("[Clerk]", "Officer Pike is here.")))
+        ("Dale Roe", "I'm Dale."), ("Deputy Ames", "Mr. Roe, DALE, stop. That's Dale's."),
+        ("[Clerk]", "Officer Pike is here.")))
     assert after["speaker_label"].to_list() == ["NAME_1 NAME_2", "Deputy NAME_3", "[Clerk]"]
     assert after["text"].to_list() == [
         "I'm NAME_1.", "Mr. NAME_2, NAME_1, stop. That's NAME_1's.", "Officer NAME_4 is here."]
@@ -49,14 +50,16 @@ def test_names_go_from_labels_and_text():
 
 def test_a_name_that_is_a_word_needs_the_place_of_a_name():
     after, _, _ = deidentify(toy(
-        ("Will", "Will you stop? I will."), ("Officer", "Will, come here. I know Will. Mr. Will is here."), ("Officer", "They will.")))
+        ("Will", "Will you stop? I will."), ("Officer", "Will, come here. I know Will. Mr. Will is here."),
+        ("Officer", "They will.")))
     assert after["text"].to_list() == [
         "Will you stop? I will.", "NAME_1, come here. I know NAME_1. Mr. NAME_1 is here.", "They will."]
 
 @pytest.mark.parametrize("said, after", [
     ("Is it Daniel Roe on it?", "Is it NAME_1 NAME_2 on it?"), ("Jimmy called me.", "NAME_1 called me."),
-    ("In Jackson County.", "In Jackson County."), ("Adam 12, go ahead.", "Adam 12, go ahead."), ("Rose up. He rose.", "Rose up. He rose."),
-    ("I like Virginia.", "I like Virginia."), ("Ma'am, in June, in Harvey, Texas.", "Ma'am, in June, in Harvey, Texas."),
+    ("In Jackson County.", "In Jackson County."), ("Adam 12, go ahead.", "Adam 12, go ahead."),
+    ("Rose up. He rose.", "Rose up. He rose."), ("I like Virginia.", "I like Virginia."),
+    ("Ma'am, in June, in Harvey, Texas.", "Ma'am, in June, in Harvey, Texas."),
     ("I I I know.", "I I I know."), ("They call him Joseph Pike Jr.", "They call him NAME_1 NAME_2 Jr.")])
 def test_first_names_are_found_and_places_and_letters_are_not(said, after):
     assert deidentify(toy(("[Clerk]", said)))[0]["text"][0] == after
@@ -65,10 +68,11 @@ def test_a_pseudonym_that_is_already_there_is_not_given_again():
     after, _, key = deidentify(toy(("Dale", "NAME_1 and NAME_7 and Dale")))
     assert after["text"][0] == "NAME_1 and NAME_7 and NAME_8" and key["pseudonym"].to_list() == ["NAME_8"]
 
-people = st.sampled_from(["Dale", "DALE", "Kim Roe", "Mr. Roe", "[Kim's Brother]", "Officer Ames", "Will", "[Clerk]", "NAME_1", "é", ""])
+people = st.sampled_from([
+    "Dale", "DALE", "Kim Roe", "Mr. Roe", "[Kim's Brother]", "Officer Ames", "Will", "[Clerk]", "NAME_1", "é", ""])
 said = st.sampled_from([
-    "Dale!", "Where is Kim Roe?", "Mr. Roe, sit.", "my name is Jo Pike", "Will you?", "I know Will.", "Officer Ames said so",
-    "555-013-4477", "NAME_2", "dale", "Roes", "kim's"])
+    "Dale!", "Where is Kim Roe?", "Mr. Roe, sit.", "my name is Jo Pike", "Will you?", "I know Will.",
+    "Officer Ames said so", "555-013-4477", "NAME_2", "dale", "Roes", "kim's"])
 
 @settings(max_examples=80)
 @given(st.lists(st.tuples(people, said), max_size=8))
