@@ -26,7 +26,7 @@ def _entries(frame, fate, reason, looped=0):
     "Journal rows for the turns of `frame`."
     looped = pl.col(looped) if isinstance(looped, str) else pl.lit(looped)
     return frame.select(
-        "scenario_id", "turn", fate=pl.lit(fate), reason=pl.lit(reason), looped=looped.cast(pl.Int64)).cast(JOURNAL)
+        "scenario_id", "turn", fate=pl.lit(fate), reason=pl.lit(reason) if isinstance(reason, str) else reason, looped=looped.cast(pl.Int64)).cast(JOURNAL)
 
 def _without(turns, found, reason):
     "(turns without those of `found`, their journal)."
@@ -69,19 +69,26 @@ def repair_times(turns):
     return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
 
 # %% ../nbs/07b_clean.ipynb #cut_loops
+def _without_spans(text, spans):
+    "`text` without the characters of `spans` [(start, end)], which may overlap; and how many words went with them."
+    kept, at = [], 0
+    for start, end in sorted(spans):
+        if start > at: kept.append(text[at:start].strip())
+        at = max(at, end)
+    out = " ".join(filter(None, [*kept, text[at:].strip()]))
+    return out, len(text.split()) - len(out.split())
+
 def cut_loops(turns):
     "Loops cut: (turns, journal)."
-    journal = []
+    journal, key = [], ["scenario_id", "turn"]
     while len(loops := find_loops(turns)):
         across = loops.filter(kind="across")
-        inside = loops.filter(kind="inside").join(across, on=["scenario_id", "turn"], how="anti")
-        texts = {(s, t): x for s, t, x in turns.join(inside, on=["scenario_id", "turn"], how="semi").select(
-            "scenario_id", "turn", "text").rows()}
-        for s, t, a, b in inside.select("scenario_id", "turn", "start", "end").sort("start", descending=True).rows():
-            texts[s, t] = texts[s, t][:a].rstrip() + " " + texts[s, t][b:].lstrip()
-        turns = _rewrite(turns, [(s, t, x.strip()) for (s, t), x in texts.items()])
-        cut = inside.group_by("scenario_id", "turn", maintain_order=True).agg(pl.col("words").sum())
-        journal.append(_entries(cut, "repaired", "loop_inside", "words"))
+        inside = loops.filter(kind="inside").join(across, on=key, how="anti").group_by(key, maintain_order=True).agg(
+            pl.struct("start", "end").alias("spans")).join(turns.select(*key, "text"), on=key, maintain_order="left")
+        cut = [(s, t, *_without_spans(text, [(x["start"], x["end"]) for x in spans])) for s, t, spans, text in inside.rows()]
+        turns = _rewrite(turns, [c[:3] for c in cut])
+        journal.append(_entries(pl.DataFrame([(s, t, n) for s, t, _, n in cut], orient="row", schema={
+            "scenario_id": pl.String, "turn": pl.Int64, "words": pl.Int64}), "repaired", "loop_inside", "words"))
         turns, gone = _without(turns, across, "loop_across")
         journal.append(gone)
     return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
@@ -103,21 +110,19 @@ def exclude_scenarios(turns, scenarios, thresholds):
     "Scenarios that are no dialogue, not English or copies taken out: (turns, journal)."
     journal = []
     for _ in range(50):
-        left = scenarios.join(
-            turns.group_by("scenario_id").agg(pl.col("text").str.count_matches(r"\S+").sum().alias("words")),
-            on="scenario_id", how="inner", suffix="_left").with_columns(words="words_left").drop("words_left")
-        found = pl.concat([
-            find_scenarios(turns).filter(action="exclude scenario"),
-            find_duplicates(left, near_duplicates(turns, **thresholds))])
+        words = turns.group_by("scenario_id").agg(pl.col("text").str.count_matches(r"\S+").sum().alias("words"))
+        left = scenarios.drop("words", strict=False).join(words, on="scenario_id")
+        found = find_scenarios(turns).filter(action="exclude scenario")
+        if not len(found): found = find_duplicates(left, near_duplicates(turns, **thresholds))
         if not len(found): return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
-        for sid, kind in found.unique("scenario_id", keep="first", maintain_order=True).select(
-                "scenario_id", "finding").rows():
-            turns, gone = _without(turns, turns.filter(scenario_id=sid), kind)
-            journal.append(gone)
+        why = found.unique("scenario_id", keep="first", maintain_order=True).select("scenario_id", why="finding")
+        gone = turns.join(why, on="scenario_id", how="inner", maintain_order="left")
+        journal.append(_entries(gone, "excluded", pl.col("why")))
+        turns = turns.join(why, on="scenario_id", how="anti", maintain_order="left")
     raise _endless("exclude_scenarios")
 
 # %% ../nbs/07b_clean.ipynb #one_round
-THRESHOLDS = {"min_distinctive": 0.2, "min_containment": 0.5, "words": 5, "min_shared": 6}
+THRESHOLDS = {"min_containment": 0.2, "min_spread": 5, "words": 5, "min_shared": 6}
 
 def _round(turns, scenarios, personal, thresholds):
     "Every step once: (turns, journal, key)."
@@ -190,16 +195,16 @@ def corpus_version(turns, **parameters):
         h.update("\x1e".join(turns[c].cast(pl.String).fill_null("").to_list()).encode("utf-8", "surrogatepass"))
     return digest(h.hexdigest(), parameters, length=12)
 
-def describe_corpora(raw, clean_turns, **parameters):
+def describe_corpora(raw, clean_turns, personal="mask", **parameters):
     "Table `corpora`: a row each for raw and clean."
     before = corpus_version(raw)
-    def row(name, t, version):
-        return (name, version, t["scenario_id"].n_unique(), len(t), int(t["words"].sum()), int(t["tokens"].sum()),
+    def row(name, t, version, personal):
+        return (name, version, personal, t["scenario_id"].n_unique(), len(t), int(t["words"].sum()), int(t["tokens"].sum()),
                 int((t["role"] == "civilian").sum()))
+    after = corpus_version(clean_turns, raw=before, personal=personal, **parameters)
     return pl.DataFrame(
-        [row("raw", raw, before), row("clean", clean_turns, corpus_version(clean_turns, raw=before, **parameters))],
-        orient="row",
-        schema=["corpus", "version", "scenarios", "turns", "words", "tokens", "civilian_turns"])
+        [row("raw", raw, before, "keep"), row("clean", clean_turns, after, personal)], orient="row",
+        schema=["corpus", "version", "personal", "scenarios", "turns", "words", "tokens", "civilian_turns"])
 
 # %% ../nbs/07b_clean.ipynb #write_key
 def write_key(path, key):

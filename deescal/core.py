@@ -244,7 +244,7 @@ declare("duplicates", "audit", "scenario_a scenario_b", "pairs of scenarios that
     shared int shingles: distinct 5-word shingles in both
     jaccard float share: shared / either
     containment float share: shared / the smaller of the two
-    distinctive float share: the same, of shingles that few scenarios have""")
+    spread int parts: of the smaller one's eight parts, those that hold some of what is shared""")
 declare("groups", "audit", "scenario_id", "near-duplicates share a group", """
     scenario_id str: identifier
     group str: the first identifier of its group""")
@@ -270,7 +270,8 @@ declare("trace", "clean", "scenario_id turn", "what became of each raw turn", ""
     words_clean int words: in the clean turn, 0 where it is excluded""")
 declare("corpora", "clean", "corpus", "the two corpora that later stages choose from", """
     corpus str: raw or clean
-    version str: hash of the turns that went in and of the parameters
+    version str: hash of the turns, of those that went in, and of the parameters
+    personal str: mask or keep: what became of personal data
     scenarios int: encounters
     turns int: utterances
     words int words: sum

@@ -24,22 +24,25 @@ _SPELT = rf"(?:{'|'.join(_CODE)}|[A-Z])"
 _STREET = (
     "Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|Terrace|"
     "Parkway|Pkwy|Highway|Hwy|Turnpike")
+_COURTS = (
+    "(?:Supreme|Justice|District|County|Municipal|Circuit|Superior|Traffic|Family|Federal|Criminal|Civil|High|Food|State|"
+    "Basketball|Tennis|Magistrate|Juvenile|Drug|City) (?:Court|Road|Highway|Way)")
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _NTH = r"(?:st|nd|rd|th)?"
 
 PATTERNS = {
-    "email": r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+|\b[\w.]+ (?:at|@) [\w]+ dot (?:com|net|org|edu|gov)\b",
-    "url": r"(?i)\bhttps?://[^\s,]+|\bwww\.[^\s,]+|\b[\w-]+(?:\.[\w-]+)*\.(?:com|org|net|gov|edu|io|tv)\b(?:/[^\s,]*)?"
-           r"|\b(?:www dot )?[\w-]+ dot (?:com|org|net|gov|edu|tv)\b",
+    "email": r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+|\b[\w.]{1,64} (?:at|@) [\w]{1,64} dot (?:com|net|org|edu|gov)\b",
+    "url": r"(?i)\bhttps?://[^\s,]+|\bwww\.[^\s,]+|\b(?<![-.])[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}\.(?:com|org|net|gov|edu|io|tv)\b(?:/[^\s,]*)?"
+           r"|\b(?:www dot )?[\w-]{1,63} dot (?:com|org|net|gov|edu|tv)\b",
     "handle": r"\B@[A-Za-z_]\w+",
     "phone": r"\(?\b\d{3}\)?[-. ]{1,2}\d{3}[-. ]{1,2}\d{4}\b|\b\d{3}-\d{4}\b|\b1?\d{10}\b"
              rf"|\b{_DIGIT}(?:[-,. ]{{1,2}}{_DIGIT}){{6,}}\b",
     "birth": rf"\b(?:{_MONTH}),? (?:the )?\d{{1,2}}{_NTH},? (?:of )?'?(?:19\d\d|200\d|\d\d)\b"
              r"|\b\d{1,2}[/-]\d{1,2}[/-](?:19|20)?\d\d\b",
     "address": rf"\b(?:\d[\d-]{{0,5}} )?(?:(?:North|South|East|West|[NSEW]\.?) )?"
-               rf"(?:[A-Z][\w'’]+ |\d+(?:st|nd|rd|th) ){{1,3}}(?:{_STREET})\b"
+               rf"(?!(?:\w+ )?(?:{_COURTS})\b)(?:[A-Z][\w'’]+ |\d+(?:st|nd|rd|th) ){{1,3}}(?:{_STREET})\b"
                r"|\b(?!(?:19|20)\d\d\b)\d{3,5} (?:(?:North|South|East|West) )?(?:St\. )?[A-Z][a-z]{2,}(?=[.,?!]|$)",
-    "plate": rf"\b[A-Z]{{1,3}}[- ]?\d{{3,4}}[A-Z]{{0,3}}\b|\b\d[A-Z]{{3}}\d{{3}}\b|\b\d{{3}}[- ]?[A-Z]{{3}}\b"
+    "plate": rf"\b(?!PC|HS|VC|AR|AK|MP|US|SR|CR|FM|ON|AT|IS|TO|IN|OF)[A-Z]{{2,3}}[- ]?\d{{3,4}}[A-Z]{{0,3}}\b|\b\d[A-Z]{{3}}\d{{3}}\b|\b\d{{3}}[- ]?[A-Z]{{3}}\b"
              rf"|\b(?:{_SPELT}[-, ]{{1,2}}){{2,4}}{_DIGIT}(?:[-, ]{{0,2}}{_DIGIT}){{2,4}}\b"
              rf"|\b{_DIGIT}(?:[-, ]{{1,2}}{_DIGIT}){{0,2}}(?:[-, ]{{1,2}}{_SPELT}){{3}}"
              rf"(?:[-, ]{{1,2}}{_DIGIT}){{0,4}}\b",
@@ -50,6 +53,12 @@ MASKS = {kind: f"[{kind.upper()}]" for kind in PATTERNS}
 
 # %% ../nbs/06b_deidentify.ipynb #mask
 _COMPILED = {kind: re.compile(p) for kind, p in PATTERNS.items()}
+_NUMBERS = "zero one two three four five six seven eight nine".split()
+
+def _counts(digits):
+    "Whether words or digits count up or down, as in a sobriety test, and are no phone number."
+    d = [_NUMBERS.index(w) if w in _NUMBERS else int(w) if w.isdigit() else -9 for w in re.findall(r"\w+", digits.lower())]
+    return len(d) > 5 and sum(abs(b - a) == 1 for a, b in zip(d, d[1:])) >= len(d) - 3
 
 def mask_text(
     text,           # what was said
@@ -58,7 +67,9 @@ def mask_text(
     "(text with everything that has a form masked by its type, {type: count})."
     found = {}
     for kind in kinds:
-        text, n = _COMPILED[kind].subn(MASKS[kind], text)
+        n = 0
+        for m in reversed([m for m in _COMPILED[kind].finditer(text) if kind != "phone" or not _counts(m[0])]):
+            text, n = text[:m.start()] + MASKS[kind] + text[m.end():], n + 1
         if n: found[kind] = n
     return text, found
 
@@ -106,7 +117,7 @@ _NOT_NAMES = frozenset((
     "madam ma'am lieutenant tenant tow delivery taxi uber lyft cab mail postal airline flight hospital clinic church "
     "court judge jury prosecutor defense public representative rep agent agency social worker counselor therapist "
     "assistant technician tech inspector engineer mechanic barber bartender bouncer waiter waitress server cashier "
-    "receptionist secretary landlady super superintendent realtor broker seller buyer vendor dealer homeless veteran "
+    "receptionist secretary landlady super superintendent realtor broker seller buyer vendor dealer lean favor loud airport reading animal apartment key garden carry bud homeless veteran "
     "soldier marine army navy military federal fbi dea atf ice swat k9 canine homicide traffic patrol highway "
     "sergeant's police's mayor governor president senator councilman commissioner clerk's").split())
 _PLACES = frozenset((
@@ -116,7 +127,8 @@ _PLACES = frozenset((
     "bronx chelsea kent devon cheyenne sierra odessa ford chevy mercedes toyota honda lexus kia royce harley tesla "
     "nissan january february march april may june july august september october november december "
     "god jesus christ lord facebook google amazon walmart target wendy wendys denny dennys macy macys miranda").split())
-_TITLED = re.compile(rf"\b(?:{'|'.join(_TITLES)})\.? ((?:[A-Z][a-z'’-]+)(?: [A-Z][a-z'’-]+)?)")
+_NAME = r"[A-ZÀ-ÖØ-Þ][^\W\d_]*(?:['’-][^\W\d_]+)*"
+_TITLED = re.compile(rf"\b(?i:{'|'.join(_TITLES)})\.? ({_NAME}(?: (?:and )?{_NAME})?)")
 _SAID = re.compile(
     r"\b(?:[Mm]y|[Hh]is|[Hh]er|[Yy]our|[Ff]irst|[Ll]ast|[Tt]he) name(?:'s| is|,)?:?,? "
     r"([A-Z][a-z'’-]+(?: [A-Z][a-z'’-]+)?)")
@@ -124,7 +136,8 @@ _SAID = re.compile(
 # %% ../nbs/06b_deidentify.ipynb #name_tokens
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _PSEUDONYM = re.compile(r"\bNAME_(\d+)\b")
-_CAPITAL = re.compile(r"\b([A-Z][a-z]+(?:[-'’][A-Z][a-z]+)?)(?:(?= (Jr|Sr)\b)| ([A-Z][a-z]+(?:[-'’][A-Z][a-z]+)?)\b)?")
+_CAPITAL = re.compile(rf"\b({_NAME})(?=(?: (?!Jr\b|Sr\b)({_NAME}))?)")
+_CALL_SIGN = re.compile(rf"(?:\b(?:{'|'.join(_CODE)})\b[-, ]{{1,2}}){{3,}}|\b(?:{'|'.join(_CODE)})[-, ]{{1,2}}(?=\d)|\d[-, ]{{1,2}}(?:{'|'.join(_CODE)})\b")
 _STATES = (
     "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
     "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
@@ -134,7 +147,7 @@ _PLACE_OF = re.compile(
     rf",? (?:{_STATES})\b|'am\b"
     r"| (?:County|City|Beach|State|Police|Department|University|Hospital|High|School|Park|Springs|Falls|Heights)\b")
 
-def _words_of(label): return [re.sub(r"['’]s?$", "", w) for w in _WORD.findall(label)]
+def _words_of(label): return [re.sub(r"['’]s?$", "", w).replace("’", "'") for w in _WORD.findall(label)]
 
 @lru_cache(maxsize=1)
 def _first_names():
@@ -154,10 +167,10 @@ def _mentioned(text, all_text, common):
     for m in (*_TITLED.finditer(text), *_SAID.finditer(text)):
         yield from (w for w in _words_of(m[1]) if len(w) > 1 and w.lower() not in common)
     for m in _CAPITAL.finditer(text):
-        first, last = m[1], m[3]
+        first, last = (re.sub(r"['’]s?$", "", w or "") for w in m.groups())
         if first.lower() not in _first_names() or first.lower() in common or _PLACE_OF.match(text, m.end(1)): continue
-        around = text[max(0, m.start() - 12):m.start()] + " " + text[m.end(1):m.end(1) + 12]
-        if first in _CODE and re.search(rf"\d|\b(?:{'|'.join(_CODE)})\b", around): continue
+        if first in _CODE and any(c.start() <= m.start() < c.end() for c in _CALL_SIGN.finditer(
+            text, max(0, m.start() - 40), m.end(1) + 40)): continue
         if first.lower() in _ALSO_WORDS and not _stands_as_name(first, all_text): continue
         yield first
         if last and last.lower() not in common and last.lower() not in _PLACES and last not in _CODE: yield last
@@ -186,9 +199,10 @@ def find_names(
         described = not kinds.isdisjoint(w.lower() for w in words)
         for w in words:
             if len(w) < 2 or not w[0].isupper() or w.lower() in common: continue
-            doubtful = label.startswith("[") or (described and w.lower() in _ALSO_WORDS)
+            titled = any(p.title() in _TITLES and q == w for p, q in zip(words, words[1:]))
+            doubtful = label.startswith("[") or (described and w.lower() in _ALSO_WORDS and not titled)
             if not doubtful or _stands_as_name(w, text): names.setdefault(w.lower())
-    for w in _mentioned(suspects, text, common): names.setdefault(w.lower())
+    for w in _mentioned(suspects, text, common): names.setdefault(w.lower().replace("’", "'"))
     return list(names)
 
 def _stands_as_name(word, text):
@@ -204,16 +218,18 @@ def pseudonyms(names, text):
 def _replacer(names):
     "A function that replaces the names in a text, possessives and plurals kept: 'Dale's' -> 'NAME_1's'."
     plain, wordy = [n for n in names if n not in _ALSO_WORDS], [n for n in names if n in _ALSO_WORDS]
-    def any_of(ws): return "|".join(re.escape(w) for w in sorted(ws, key=lambda w: (-len(w), w)))
+    def any_of(ws):
+        return "|".join(re.escape(w).replace("'", "['’]") for w in sorted(ws, key=lambda w: (-len(w), w)))
     rules = []
     if plain: rules.append(re.compile(rf"\b({any_of(plain)})(?=s?\b)(?![-\w]*_)", re.I))
     if wordy:
         words = any_of(w.capitalize() for w in wordy)
-        rules.append(re.compile(rf"(?:(?<=[a-z,] )|(?<=NAME_\d )|\b(?=(?:{words})[,?!.]))({words})(?=s?\b)(?!_)"))
+        rules.append(re.compile(rf"(?:(?<=[a-z,] )|(?<=NAME_\d )|(?<=NAME_\d\d )|\b(?=(?:{words})[,?!.]))({words})(?=s?\b)(?!_)"))
         rules.append(re.compile(rf"\b((?:{'|'.join(_TITLES)})\.? )({words})(?=s?\b)"))
+    if not names: return lambda text: text
     def put(text):
         for rule in rules:
-            text = rule.sub(lambda m: (m[1] if m.lastindex == 2 else "") + names[m[m.lastindex].lower()], text)
+            text = rule.sub(lambda m: (m[1] if m.lastindex == 2 else "") + names[m[m.lastindex].lower().replace("’", "'")], text)
         return text
     return put
 
@@ -222,7 +238,7 @@ def _new_labels(labels, names):
     "Label -> label without names; labels stay as many as they were."
     new, used = {}, set()
     for label in labels:
-        out = _WORD.sub(lambda m: _swap(m[0], names), label)
+        out = mask_text(_WORD.sub(lambda m: _swap(m[0], names), label), ("email", "url", "handle", "phone", "number"))[0]
         n, plain = 1, out
         while out in used or (out in labels and out != label):
             n += 1
@@ -233,7 +249,8 @@ def _new_labels(labels, names):
 
 def _swap(word, names):
     stem = re.sub(r"['’]s?$", "", word)
-    return names[stem.lower()] + word[len(stem):] if stem.lower() in names and stem[:1].isupper() else word
+    name = stem.lower().replace("’", "'")
+    return names[name] + word[len(stem):] if name in names else word
 
 # %% ../nbs/06b_deidentify.ipynb #deidentify_once
 _BREAK = "\n\x1e\n"
@@ -247,10 +264,12 @@ def deidentify_once(turns):
     for sid, at, numbers, who, said, suspect in scenes.iter_rows():  # a loop over scenarios: each has its own names
         labels, text = list(dict.fromkeys(who)), _BREAK.join(said)
         suspects = _BREAK.join(x for x, s in zip(said, suspect) if s)
-        names = pseudonyms(find_names(labels, text, suspects, common), text + " ".join(labels))
-        new, after = _new_labels(labels, names), _replacer(names)(text).split(_BREAK) if names else said
+        names = pseudonyms(find_names(labels, text, suspects, common), "\n".join([text, *labels]))
+        new, replace = _new_labels(labels, names), _replacer(names)
+        after = [replace(x) for x in said] if _BREAK[1] in "".join(said) else replace(text).split(_BREAK)
         texts += zip(at, after, (new[x] for x in who))
-        key += [(sid, n, p) for n, p in names.items()]
+        used = set(_PSEUDONYM.findall("\n".join([*after, *new.values()])))
+        key += [(sid, n, p) for n, p in names.items() if p.removeprefix("NAME_") in used]
         for i, a, b, x in zip(numbers, said, after, who):
             if a != b: named.append((sid, i, "name", len(_PSEUDONYM.findall(b)) - len(_PSEUDONYM.findall(a))))
             if new[x] != x: named.append((sid, i, "label", 1))

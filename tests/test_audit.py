@@ -43,29 +43,31 @@ def dialogue(*texts, times=None):
 
 # %% ../nbs/07_audit.ipynb #loops_test
 HUMAN = ["No, no, no!", "no " * 15, "Help me! " * 10, "Drop the knife! " * 8,
-         "Get on the ground, get on the ground now! " * 4, "I'm sorry. " * 9, "la " * 20]
+         "Get on the ground, get on the ground now! " * 4, "I'm sorry. " * 9, "la " * 20, "Hands up! " * 12, "Stop! " * 25, (words(28, 9) + ". ") * 3,
+         (words(60, 8) + ". ") * 2, "I can't breathe. " * 10]
 
 @pytest.mark.parametrize("said", HUMAN)
 def test_people_repeat_themselves(said):
     assert len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 20.0]))) == 0
+    assert len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 2.0]))) == 0 or len(said.split()) > 45
 
 @pytest.mark.parametrize("phrase", [
-    "hey,", "Okay. Yeah.", "I don't know what you mean.", words(40, 3), "你好", "... ...", "é!"])
+    "hey,", "Okay. Yeah.", "I don't know what you mean.", words(40, 3), words(130, 4), "你好", "... ...", "é!"])
 @pytest.mark.parametrize("before", ["", "Listen to me now. "])
 def test_decoders_loop(phrase, before):
-    said = before + " ".join([phrase] * 60)
+    said = before + " ".join([phrase] * 110)
     (loop,) = find_loops(dialogue("Stop.", said, "Okay.")).rows(named=True)
     assert loop["turn"] == 1 and loop["kind"] == "inside"
     kept = said[:loop["start"]] + said[loop["end"]:]
     assert kept.strip() == (before + phrase).strip() or len(kept) < len(before) + 2 * len(phrase)
 
 def test_speed_decides_where_length_does_not():
-    said = "go " * 30
+    said = "go away now " * 20
     assert len(find_loops(dialogue("A.", said, "B.", times=[0.0, 1.0, 2.0]))) == 1
     assert len(find_loops(dialogue("A.", said, "B.", times=[0.0, 1.0, 21.0]))) == 0
 
 def test_two_loops_in_one_turn_are_two():
-    said = words(5, 1) + " " + "hey " * 80 + words(9, 2) + " " + "oh no " * 70
+    said = words(5, 1) + " " + "hey " * 120 + words(9, 2) + " " + "oh no " * 90
     assert find_loops(dialogue(said))["period"].to_list() == [1, 2]
 
 def test_turns_that_repeat_are_a_loop_and_shouts_are_none():
@@ -74,9 +76,16 @@ def test_turns_that_repeat_are_a_loop_and_shouts_are_none():
     assert found["kind"].unique().to_list() == ["across"] and found["turn"].to_list() == list(range(4, 62))
     assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 10, "No."))) == 0
     uneven = [0.0]
-    for i in range(16): uneven.append(uneven[-1] + 1 + i % 3)
-    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 15, "No.", times=uneven))) == 0
-    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 15, "No."))) == 14
+    for i in range(26): uneven.append(uneven[-1] + 1 + i % 3)
+    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 25, "No.", times=uneven))) == 0
+    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 25, "No."))) == 24
+    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 25, "No.", times=[None] * 27))) == 24
+
+# %% ../nbs/07_audit.ipynb #loops_glued_test
+@pytest.mark.parametrize("said", ["hey" * 500, "hey," * 500, "no-" * 300, "救命" * 300, "a" * 3000, "don't don’t " * 200, "—" * 900])
+def test_loops_need_no_blanks(said):
+    found = find_loops(dialogue("Stop.", said, "Okay."))
+    assert len(found) == 1 and found["end"][0] - found["start"][0] > 0.9 * len(said)
 
 # %% ../nbs/07_audit.ipynb #loops_property_test
 @settings(max_examples=60)
@@ -87,7 +96,7 @@ def test_the_surplus_of_a_loop_lies_in_its_turn(texts):
     for loop in find_loops(df).rows(named=True):
         text = df["text"][loop["turn"]]
         assert 0 <= loop["start"] <= loop["end"] <= len(text)
-        assert len(text[loop["start"]:loop["end"]].split()) == loop["words"]
+        assert len(text[loop["start"]:loop["end"]].split()) == loop["words"] > 0
 
 # %% ../nbs/07_audit.ipynb #near_test
 def test_a_short_cut_of_a_long_dialogue_is_found():
@@ -104,15 +113,23 @@ def test_shared_counts_are_those_of_plain_sets():
         w = t.split()
         return {tuple(w[i:i+5]) for i in range(len(w)-4)}
     x, y = plain(texts["x"]), plain(texts["y"])
-    row = near_duplicates(toy_turns(**texts), 0.01, 0.01).row(0, named=True)
+    row = near_duplicates(toy_turns(**texts), 0.01, 1).row(0, named=True)
     assert (row["shared"], row["jaccard"]) == (len(x & y), pytest.approx(len(x & y) / len(x | y)))
 
-def test_everyday_phrases_make_no_duplicate():
-    rights = (
-        "you have the right to remain silent anything you say can and will be used against you "
-        "in a court of law ") * 2
-    texts = {f"s{i}": words(80, i) + " " + rights + words(80, 100 + i) for i in range(30)}
+@pytest.mark.parametrize("n", [2, 5, 8, 9, 30])
+@pytest.mark.parametrize("own, card", [(80, 60), (125, 90), (400, 220)])
+def test_a_card_or_a_sponsor_in_common_makes_no_duplicate(n, own, card):
+    common = words(card, 999)
+    texts = {f"s{i}": f"{words(own, i)} {common} {words(own, 100 + i)}" for i in range(n)}
     assert len(near_duplicates(toy_turns(**texts))) == 0
+
+@pytest.mark.parametrize("n", [3, 10, 20, 40])
+def test_a_family_of_noisy_copies_is_one_group(n):
+    rng, text = random.Random(n), words(400, 1).split()
+    texts = {f"copy{i:02}": " ".join(plant_copy(text, rng, noise=0.2, lexicon=words(300, 5).split())) for i in range(n)}
+    texts |= {"original": " ".join(text)} | {f"other{i:02}": words(300, 10 + i) for i in range(20)}
+    groups = duplicate_groups(texts, near_duplicates(toy_turns(**texts)))
+    assert groups.group_by("group").len()["len"].max() >= 0.95 * (n + 1)
 
 def test_a_family_of_many_copies_is_one_group():
     text = words(200, 1)
@@ -129,8 +146,16 @@ def test_order_and_company_of_rows_do_not_matter():
 @pytest.mark.parametrize("how", [dict(noise=None), dict(cut=None, noise=(0.05, 0.2)), dict(noise=(0.05, 0.2))])
 def test_planted_copies_are_found_and_nothing_else(how):
     sample = read_transcripts(project_root()/"data/sample")[0]
-    recall, precision = leak_search(sample, random.Random(5), **how)
+    doubles = [("facebook_900000000000057", "youtube_9055")]
+    recall, precision = leak_search(sample, random.Random(5), doubles=doubles, **how)
     assert recall >= 0.95 and precision >= 0.95
+
+def test_a_search_that_cries_wolf_is_seen_through(monkeypatch):
+    def all_pairs(turns):
+        ids = turns["scenario_id"].unique().sort().to_list()
+        return pl.DataFrame([(a, b) for a in ids for b in ids if a < b], schema=["scenario_a", "scenario_b"], orient="row")
+    monkeypatch.setitem(leak_search.__globals__, "near_duplicates", all_pairs)
+    assert leak_search(read_transcripts(project_root()/"data/sample")[0], random.Random(5))[1] < 0.05
 
 # %% ../nbs/07_audit.ipynb #groups_test
 def test_groups_are_closed_under_pairs():
@@ -143,7 +168,7 @@ def scenarios_of(**rows):
         "scenario_id": pl.String, "platform": pl.String, "released_split": pl.String, "words": pl.Int64})
 
 def test_the_test_copy_stays_and_the_longest_else():
-    pairs = pl.DataFrame({"scenario_a": ["a", "c"], "scenario_b": ["b", "d"], "distinctive": [0.5, 0.9]})
+    pairs = pl.DataFrame({"scenario_a": ["a", "c"], "scenario_b": ["b", "d"], "containment": [0.5, 0.9]})
     s = scenarios_of(
         a=("youtube", "train", 900), b=("tiktok", "test", 100), c=("youtube", "train", 50), d=("youtube", "train", 60))
     found = {r["scenario_id"]: (r["finding"], r["evidence"]) for r in find_duplicates(s, pairs).rows(named=True)}

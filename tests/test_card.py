@@ -64,6 +64,12 @@ def test_the_card_says_what_is_forbidden_and_quotes_nothing(tmp_path):
     assert all(x in card for x in (*INTENDED, *PROHIBITED, "Only a test."))
     assert not [x for x in t["turns"].filter(pl.col("words") > 4)["text"] if x in card]
 
+def test_a_corpus_with_names_says_so(tmp_path):
+    t = small_corpus()
+    t["corpora"] = describe_corpora(t["turns"], t["turns"], personal="keep")
+    write_export(tmp_path, t)
+    assert "Not masked" in (tmp_path/"README.md").read_text() and "unmasked" in (tmp_path/"croissant.json").read_text()
+
 def test_the_same_tables_give_the_same_bytes(tmp_path):
     t = small_corpus()
     for name in "ab":

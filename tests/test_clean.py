@@ -53,6 +53,12 @@ def test_no_loop_is_left_and_cutting_twice_changes_nothing(texts):
     assert len(find_loops(once)) == 0 and cut_loops(once)[0].equals(once)
     assert len(t) == len(once) + (journal["fate"] == "excluded").sum()
 
+# %% ../nbs/07b_clean.ipynb #overlap_test
+def test_loops_that_overlap_take_nothing_else_with_them():
+    said = "no no please " * 60 + "no please " * 80 + "Officer, he has a gun."
+    (text,) = cut_loops(scene(said))[0]["text"]
+    assert text.endswith("Officer, he has a gun.") and len(text.split()) < 20
+
 # %% ../nbs/07b_clean.ipynb #clean_test
 said = st.sampled_from([
     *TALK[:8], "hey " * 80, "...", "[Error fetching transcript: 1]", "I donâ€™t.", "Dale is at 555-013-4477.",
