@@ -180,18 +180,19 @@ def shingles(
 ):
     """Distinct shingles of each scenario: (scenario_id, shingle, part), the shingle as a 64-bit hash.
 
-    `part` is the eighth of the scenario in which it comes first, 0-7. A scenario with fewer words has none."""
+    `part` is the eighth of the scenario's distinct shingles that it is among, 0-7, in order of appearance. A scenario with fewer words has none."""
+    plain = pl.col("text").str.replace_all("’", "'", literal=True).str.to_lowercase()
     w = (
         turns.sort("scenario_id", "turn")
-        .select("scenario_id", pl.col("text").str.replace_all("’", "'", literal=True).str.to_lowercase()
-                .str.extract_all(r"[\p{L}\p{N}']+").alias("word"))
-        .explode("word").drop_nulls().with_columns(
-            pl.col("word").hash(seed=0), part=(pl.int_range(pl.len()) * PARTS // pl.len()).over("scenario_id")))
+        .select("scenario_id", plain.str.extract_all(r"[\p{L}\p{N}']+").alias("word"))
+        .explode("word").drop_nulls().with_columns(pl.col("word").hash(seed=0)))
     mixed, same = pl.lit(0, pl.UInt64), pl.col("scenario_id") == pl.col("scenario_id").shift(1 - words)
     for i in range(words): mixed = (mixed * 1_000_003 + pl.col("word").shift(-i))
-    hashed = w.select("scenario_id", shingle=pl.when(same if words > 1 else True).then(mixed), part=pl.col("part").cast(
-        pl.UInt8)).drop_nulls("shingle").with_columns(pl.col("shingle").hash(seed=1)).filter(pl.col("shingle") % keep == 0)
-    return hashed.unique(["scenario_id", "shingle"], keep="first", maintain_order=True)
+    hashed = w.select("scenario_id", shingle=pl.when(same if words > 1 else True).then(mixed)).drop_nulls("shingle")
+    hashed = hashed.with_columns(pl.col("shingle").hash(seed=1)).filter(pl.col("shingle") % keep == 0)
+    distinct = hashed.unique(["scenario_id", "shingle"], keep="first", maintain_order=True)
+    part = (pl.int_range(pl.len()) * PARTS // pl.len()).over("scenario_id").cast(pl.UInt8)
+    return distinct.with_columns(part=part)
 
 # %% ../nbs/07_audit.ipynb #candidates
 def _shared_counts(shingle, doc, df):
