@@ -180,7 +180,8 @@ def shingles(
 ):
     """Distinct shingles of each scenario: (scenario_id, shingle, part), the shingle as a 64-bit hash.
 
-    `part` is the eighth of the scenario's distinct shingles that it is among, 0-7, in order of appearance. A scenario with fewer words has none."""
+    `part` is the eighth of the scenario's distinct shingles that it is among, 0-7, in order of appearance.
+    A scenario with fewer words has none."""
     plain = pl.col("text").str.replace_all("’", "'", literal=True).str.to_lowercase()
     w = (
         turns.sort("scenario_id", "turn")
@@ -235,7 +236,8 @@ def near_duplicates(
         shared = len(both)
         spread = int((np.bincount(part[both], minlength=PARTS) >= max(1, shared / PARTS / 4)).sum())
         if shared >= min_shared and shared / len(i) >= min_containment and spread >= min_spread:
-            rows.append((ids[int(x)], ids[int(y)], shared, shared / (len(i) + len(j) - shared), shared / len(i), spread))
+            either = len(i) + len(j) - shared
+            rows.append((ids[int(x)], ids[int(y)], shared, shared / either, shared / len(i), spread))
     return pl.DataFrame(rows, schema=PAIRS, orient="row").sort("scenario_a", "scenario_b")
 
 # %% ../nbs/07_audit.ipynb #planted_pairs
@@ -268,7 +270,8 @@ def leak_search(
     """Plant copies and search: (recall, precision), 0-1; no precision (None) where nothing is found.
 
     Every pair that was not planted counts against precision, but for `doubles` and their copies."""
-    said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(pl.col("text").str.join(" "))
+    said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(
+        pl.col("text").str.join(" "))
     texts = {sid: text.split() for sid, text in said.rows()}
     lexicon, planted, rows = [w for t in texts.values() for w in t], set(), []
     for sid in rng.sample(sorted(texts), min(copies, len(texts))):

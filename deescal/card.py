@@ -235,7 +235,8 @@ Where the words of the raw corpus went:
 
 def _privacy(t):
     if t["corpora"].filter(corpus="clean")["personal"][0] == "keep":
-        return "## Personal data\n\n**Not masked in this version: names, numbers and addresses are in it. Do not hand it on.**"
+        return ("## Personal data\n\n"
+                "**Not masked in this version: names, numbers and addresses are in it. Do not hand it on.**")
     personal = json.loads((project_root()/"data/gold/personal.json").read_text())
     return f"""## Personal data
 

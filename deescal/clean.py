@@ -26,7 +26,8 @@ def _entries(frame, fate, reason, looped=0):
     "Journal rows for the turns of `frame`."
     looped = pl.col(looped) if isinstance(looped, str) else pl.lit(looped)
     return frame.select(
-        "scenario_id", "turn", fate=pl.lit(fate), reason=pl.lit(reason) if isinstance(reason, str) else reason, looped=looped.cast(pl.Int64)).cast(JOURNAL)
+        "scenario_id", "turn", fate=pl.lit(fate), looped=looped.cast(pl.Int64),
+        reason=pl.lit(reason) if isinstance(reason, str) else reason).select(list(JOURNAL)).cast(JOURNAL)
 
 def _without(turns, found, reason):
     "(turns without those of `found`, their journal)."
@@ -85,7 +86,8 @@ def cut_loops(turns):
         across = loops.filter(kind="across")
         inside = loops.filter(kind="inside").join(across, on=key, how="anti").group_by(key, maintain_order=True).agg(
             pl.struct("start", "end").alias("spans")).join(turns.select(*key, "text"), on=key, maintain_order="left")
-        cut = [(s, t, *_without_spans(text, [(x["start"], x["end"]) for x in spans])) for s, t, spans, text in inside.rows()]
+        cut = [(s, t, *_without_spans(text, [(x["start"], x["end"]) for x in spans]))
+               for s, t, spans, text in inside.rows()]
         turns = _rewrite(turns, [c[:3] for c in cut])
         journal.append(_entries(pl.DataFrame([(s, t, n) for s, t, _, n in cut], orient="row", schema={
             "scenario_id": pl.String, "turn": pl.Int64, "words": pl.Int64}), "repaired", "loop_inside", "words"))
@@ -199,7 +201,8 @@ def describe_corpora(raw, clean_turns, personal="mask", **parameters):
     "Table `corpora`: a row each for raw and clean."
     before = corpus_version(raw)
     def row(name, t, version, personal):
-        return (name, version, personal, t["scenario_id"].n_unique(), len(t), int(t["words"].sum()), int(t["tokens"].sum()),
+        return (name, version, personal, t["scenario_id"].n_unique(), len(t),
+                int(t["words"].sum()), int(t["tokens"].sum()),
                 int((t["role"] == "civilian").sum()))
     after = corpus_version(clean_turns, raw=before, personal=personal, **parameters)
     return pl.DataFrame(

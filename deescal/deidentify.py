@@ -25,14 +25,16 @@ _STREET = (
     "Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|Terrace|"
     "Parkway|Pkwy|Highway|Hwy|Turnpike")
 _COURTS = (
-    "(?:Supreme|Justice|District|County|Municipal|Circuit|Superior|Traffic|Family|Federal|Criminal|Civil|High|Food|State|"
-    "Basketball|Tennis|Magistrate|Juvenile|Drug|City) (?:Court|Road|Highway|Way)")
+    "(?:Supreme|Justice|District|County|Municipal|Circuit|Superior|Traffic|Family|Federal|Criminal|Civil|High|Food|"
+    "State|Basketball|Tennis|Magistrate|Juvenile|Drug|City) (?:Court|Road|Highway|Way)")
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _NTH = r"(?:st|nd|rd|th)?"
 
 PATTERNS = {
-    "email": r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+|\b[\w.]{1,64} (?:at|@) [\w]{1,64} dot (?:com|net|org|edu|gov)\b",
-    "url": r"(?i)\bhttps?://[^\s,]+|\bwww\.[^\s,]+|\b(?<![-.])[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}\.(?:com|org|net|gov|edu|io|tv)\b(?:/[^\s,]*)?"
+    "email": r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+"
+             r"|\b[\w.]{1,64} (?:at|@) [\w]{1,64} dot (?:com|net|org|edu|gov)\b",
+    "url": r"(?i)\bhttps?://[^\s,]+|\bwww\.[^\s,]+"
+           r"|\b(?<![-.])[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}\.(?:com|org|net|gov|edu|io|tv)\b(?:/[^\s,]*)?"
            r"|\b(?:www dot )?[\w-]{1,63} dot (?:com|org|net|gov|edu|tv)\b",
     "handle": r"\B@[A-Za-z_]\w+",
     "phone": r"\(?\b\d{3}\)?[-. ]{1,2}\d{3}[-. ]{1,2}\d{4}\b|\b\d{3}-\d{4}\b|\b1?\d{10}\b"
@@ -42,7 +44,8 @@ PATTERNS = {
     "address": rf"\b(?:\d[\d-]{{0,5}} )?(?:(?:North|South|East|West|[NSEW]\.?) )?"
                rf"(?!(?:\w+ )?(?:{_COURTS})\b)(?:[A-Z][\w'’]+ |\d+(?:st|nd|rd|th) ){{1,3}}(?:{_STREET})\b"
                r"|\b(?!(?:19|20)\d\d\b)\d{3,5} (?:(?:North|South|East|West) )?(?:St\. )?[A-Z][a-z]{2,}(?=[.,?!]|$)",
-    "plate": rf"\b(?!PC|HS|VC|AR|AK|MP|US|SR|CR|FM|ON|AT|IS|TO|IN|OF)[A-Z]{{2,3}}[- ]?\d{{3,4}}[A-Z]{{0,3}}\b|\b\d[A-Z]{{3}}\d{{3}}\b|\b\d{{3}}[- ]?[A-Z]{{3}}\b"
+    "plate": rf"\b(?!PC|HS|VC|AR|AK|MP|US|SR|CR|FM|ON|AT|IS|TO|IN|OF)[A-Z]{{2,3}}[- ]?\d{{3,4}}[A-Z]{{0,3}}\b"
+             r"|\b\d[A-Z]{3}\d{3}\b|\b\d{{3}}[- ]?[A-Z]{{3}}\b"
              rf"|\b(?:{_SPELT}[-, ]{{1,2}}){{2,4}}{_DIGIT}(?:[-, ]{{0,2}}{_DIGIT}){{2,4}}\b"
              rf"|\b{_DIGIT}(?:[-, ]{{1,2}}{_DIGIT}){{0,2}}(?:[-, ]{{1,2}}{_SPELT}){{3}}"
              rf"(?:[-, ]{{1,2}}{_DIGIT}){{0,4}}\b",
@@ -57,7 +60,8 @@ _NUMBERS = "zero one two three four five six seven eight nine".split()
 
 def _counts(digits):
     "Whether words or digits count up or down, as in a sobriety test, and are no phone number."
-    d = [_NUMBERS.index(w) if w in _NUMBERS else int(w) if w.isdigit() else -9 for w in re.findall(r"\w+", digits.lower())]
+    said = re.findall(r"\w+", digits.lower())
+    d = [_NUMBERS.index(w) if w in _NUMBERS else int(w) if w.isdigit() else -9 for w in said]
     return len(d) > 5 and sum(abs(b - a) == 1 for a, b in zip(d, d[1:])) >= len(d) - 3
 
 def mask_text(
@@ -117,7 +121,9 @@ _NOT_NAMES = frozenset((
     "madam ma'am lieutenant tenant tow delivery taxi uber lyft cab mail postal airline flight hospital clinic church "
     "court judge jury prosecutor defense public representative rep agent agency social worker counselor therapist "
     "assistant technician tech inspector engineer mechanic barber bartender bouncer waiter waitress server cashier "
-    "receptionist secretary landlady super superintendent realtor broker seller buyer vendor dealer lean favor loud airport reading animal apartment key garden carry bud homeless veteran "
+    "receptionist secretary landlady super superintendent realtor broker seller buyer vendor dealer "
+    "lean favor loud airport reading animal apartment key garden carry bud "
+    "homeless veteran "
     "soldier marine army navy military federal fbi dea atf ice swat k9 canine homicide traffic patrol highway "
     "sergeant's police's mayor governor president senator councilman commissioner clerk's").split())
 _PLACES = frozenset((
@@ -137,7 +143,8 @@ _SAID = re.compile(
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _PSEUDONYM = re.compile(r"\bNAME_(\d+)\b")
 _CAPITAL = re.compile(rf"\b({_NAME})(?=(?: (?!Jr\b|Sr\b)({_NAME}))?)")
-_CALL_SIGN = re.compile(rf"(?:\b(?:{'|'.join(_CODE)})\b[-, ]{{1,2}}){{3,}}|\b(?:{'|'.join(_CODE)})[-, ]{{1,2}}(?=\d)|\d[-, ]{{1,2}}(?:{'|'.join(_CODE)})\b")
+_CALL_SIGN = re.compile(rf"(?:\b(?:{'|'.join(_CODE)})\b[-, ]{{1,2}}){{3,}}"
+                        rf"|\b(?:{'|'.join(_CODE)})[-, ]{{1,2}}(?=\d)|\d[-, ]{{1,2}}(?:{'|'.join(_CODE)})\b")
 _STATES = (
     "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
     "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
@@ -224,12 +231,14 @@ def _replacer(names):
     if plain: rules.append(re.compile(rf"\b({any_of(plain)})(?=s?\b)(?![-\w]*_)", re.I))
     if wordy:
         words = any_of(w.capitalize() for w in wordy)
-        rules.append(re.compile(rf"(?:(?<=[a-z,] )|(?<=NAME_\d )|(?<=NAME_\d\d )|\b(?=(?:{words})[,?!.]))({words})(?=s?\b)(?!_)"))
+        rules.append(re.compile(rf"(?:(?<=[a-z,] )|(?<=NAME_\d )|(?<=NAME_\d\d )|"
+                                rf"\b(?=(?:{words})[,?!.]))({words})(?=s?\b)(?!_)"))
         rules.append(re.compile(rf"\b((?:{'|'.join(_TITLES)})\.? )({words})(?=s?\b)"))
     if not names: return lambda text: text
     def put(text):
         for rule in rules:
-            text = rule.sub(lambda m: (m[1] if m.lastindex == 2 else "") + names[m[m.lastindex].lower().replace("’", "'")], text)
+            text = rule.sub(
+                lambda m: (m[1] if m.lastindex == 2 else "") + names[m[m.lastindex].lower().replace("’", "'")], text)
         return text
     return put
 
@@ -238,7 +247,8 @@ def _new_labels(labels, names):
     "Label -> label without names; labels stay as many as they were."
     new, used = {}, set()
     for label in labels:
-        out = mask_text(_WORD.sub(lambda m: _swap(m[0], names), label), ("email", "url", "handle", "phone", "number"))[0]
+        kinds = ("email", "url", "handle", "phone", "number")
+        out = mask_text(_WORD.sub(lambda m: _swap(m[0], names), label), kinds)[0]
         n, plain = 1, out
         while out in used or (out in labels and out != label):
             n += 1

@@ -43,7 +43,8 @@ def dialogue(*texts, times=None):
 
 # %% ../nbs/07_audit.ipynb #loops_test
 HUMAN = ["No, no, no!", "no " * 15, "Help me! " * 10, "Drop the knife! " * 8,
-         "Get on the ground, get on the ground now! " * 4, "I'm sorry. " * 9, "la " * 20, "Hands up! " * 12, "Stop! " * 25, (words(28, 9) + ". ") * 3,
+         "Get on the ground, get on the ground now! " * 4, "I'm sorry. " * 9, "la " * 20,
+         "Hands up! " * 12, "Stop! " * 25, (words(28, 9) + ". ") * 3,
          (words(60, 8) + ". ") * 2, "I can't breathe. " * 10]
 
 @pytest.mark.parametrize("said", HUMAN)
@@ -82,7 +83,8 @@ def test_turns_that_repeat_are_a_loop_and_shouts_are_none():
     assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 25, "No.", times=[None] * 27))) == 24
 
 # %% ../nbs/07_audit.ipynb #loops_glued_test
-@pytest.mark.parametrize("said", ["hey" * 500, "hey," * 500, "no-" * 300, "救命" * 300, "a" * 3000, "don't don’t " * 200, "—" * 900])
+@pytest.mark.parametrize("said", ["hey" * 500, "hey," * 500, "no-" * 300, "救命" * 300,
+                                  "a" * 3000, "don't don’t " * 200, "—" * 900])
 def test_loops_need_no_blanks(said):
     found = find_loops(dialogue("Stop.", said, "Okay."))
     assert len(found) == 1 and found["end"][0] - found["start"][0] > 0.9 * len(said)
@@ -153,7 +155,8 @@ def test_planted_copies_are_found_and_nothing_else(how):
 def test_a_search_that_cries_wolf_is_seen_through(monkeypatch):
     def all_pairs(turns):
         ids = turns["scenario_id"].unique().sort().to_list()
-        return pl.DataFrame([(a, b) for a in ids for b in ids if a < b], schema=["scenario_a", "scenario_b"], orient="row")
+        pairs = [(a, b) for a in ids for b in ids if a < b]
+        return pl.DataFrame(pairs, schema=["scenario_a", "scenario_b"], orient="row")
     monkeypatch.setitem(leak_search.__globals__, "near_duplicates", all_pairs)
     assert leak_search(read_transcripts(project_root()/"data/sample")[0], random.Random(5))[1] < 0.05
 

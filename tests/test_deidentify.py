@@ -26,7 +26,9 @@ def test_forms_are_masked(text, kind):
 
 @pytest.mark.parametrize("text", [
     "Call 911.", "At 10:30 on Monday.", "I have 45 dollars.", "A K-9 unit, an AR-15.", "One, two, three, go!", "10-4.",
-    "I'm on the street.", "No way.", "O. K.", "One, two, three, four, five, six, seven, eight, nine.", "The Supreme Court.", "I 100 percent agree.", "PC 148.", "The US and the UK", "Go that way, okay?",
+    "I'm on the street.", "No way.", "O. K.", "The Supreme Court.",
+    "One, two, three, four, five, six, seven, eight, nine.", "I 100 percent agree.", "PC 148.",
+    "The US and the UK", "Go that way, okay?",
 ])
 def test_ordinary_words_and_numbers_stay(text): assert mask_text(text) == (text, {})
 
@@ -60,14 +62,17 @@ def test_a_name_that_is_a_word_needs_the_place_of_a_name():
     ("In Jackson County.", "In Jackson County."), ("Adam 12, go ahead.", "Adam 12, go ahead."),
     ("Rose up. He rose.", "Rose up. He rose."), ("I like Virginia.", "I like Virginia."),
     ("Ma'am, in June, in Harvey, Texas.", "Ma'am, in June, in Harvey, Texas."),
-    ("I I I know.", "I I I know."), ("Hey Robert, come.", "Hey NAME_1, come."), ("I saw Robert and David.", "I saw NAME_1 and NAME_2."),
+    ("I I I know.", "I I I know."), ("Hey Robert, come.", "Hey NAME_1, come."),
+    ("I saw Robert and David.", "I saw NAME_1 and NAME_2."),
     ("Deputy O’Brien, Ms. Nuñez.", "Deputy NAME_1, Ms. NAME_2."), ("Sergeant McKinney.", "Sergeant NAME_1."),
-    ("Is that David? He is 24.", "Is that NAME_1? He is 24."), ("They call him Joseph Pike Jr.", "They call him NAME_1 NAME_2 Jr.")])
+    ("Is that David? He is 24.", "Is that NAME_1? He is 24."),
+    ("They call him Joseph Pike Jr.", "They call him NAME_1 NAME_2 Jr.")])
 def test_first_names_are_found_and_places_and_letters_are_not(said, after):
     assert deidentify(toy(("[Clerk]", said)))[0]["text"][0] == after
 
 def test_labels_and_text_write_a_name_in_their_own_ways():
-    after, _, key = deidentify(toy(("O'Brien", "I am O’Brien."), ("dale", "Dale? a\n\x1e\nb"), ("555-013-4477", "Hello.")))
+    after, _, key = deidentify(toy(
+        ("O'Brien", "I am O’Brien."), ("dale", "Dale? a\n\x1e\nb"), ("555-013-4477", "Hello.")))
     assert after["speaker_label"].to_list() == ["NAME_1", "NAME_2", "[PHONE]"]
     assert after["text"].to_list() == ["I am NAME_1.", "NAME_2? a\n\x1e\nb", "Hello."] and len(key) == 2
 
