@@ -58,11 +58,11 @@ def read_records(text):
             start, at = at, base + reader.line_num
             past_end = at > len(lines)  # this record took in the closing sentinel
             if past_end and start == len(lines): break
-            if past_end or any(map(_ROW_START.match, lines[start+1:at])):
+            if past_end or at > start + 1 and any(map(_ROW_START.match, lines[start+1:at])):
                 yield start + 1, None, lines[start]
                 at = start + 1
                 break
-            if fields: yield start + 1, fields, "".join(lines[start:at])
+            if fields: yield start + 1, fields, lines[start] if at == start + 1 else "".join(lines[start:at])
 
 # %% ../nbs/06_corpus.ipynb #count_records
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"[^,\r\n]*+|(?!")[^,\r\n]*+)'
@@ -75,7 +75,8 @@ def count_records(text):
     at = n = 0
     while at < len(text):
         m = _RECORD.match(text, at)
-        if m is None or _SWALLOWED.search(m[0]): m = _LINE.match(text, at)
+        body = m[0].rstrip("\r\n") if m else ""
+        if m is None or (("\n" in body or "\r" in body) and _SWALLOWED.search(m[0])): m = _LINE.match(text, at)
         n += bool(m[0].strip("\r\n"))
         at = m.end()
     return n
@@ -103,10 +104,11 @@ def parse_file(data):
             n - 1, encoding,
         )
     if n == 1: return [], [(line, "file", "header_only", "no row below the header", raw)], 0, encoding
-    return *_parse_rows(records, [names.index(c) for c in COLUMNS], len(header), encoding), n - 1, encoding
+    at = [names.index(c) for c in COLUMNS]
+    return *_parse_rows(records, at, len(header), encoding, "\0" in text), n - 1, encoding
 
 # %% ../nbs/06_corpus.ipynb #parse_rows
-def _parse_rows(records, at, width, encoding):
+def _parse_rows(records, at, width, encoding, nul):
     rows, rejects, whole = [], [], () if encoding == "utf-8" else ("encoding",)
     for line, fields, raw in records:  # a loop over rows: rejects need the raw record, which a frame has not
         if fields is None:
@@ -115,7 +117,7 @@ def _parse_rows(records, at, width, encoding):
             rejects.append((line, "row", "wrong_field_count", f"{len(fields)} fields, {width} expected", raw))
         else:
             values, repairs = [fields[i] for i in at], whole
-            if any("\0" in v for v in values):
+            if nul and any("\0" in v for v in values):
                 values, repairs = [v.replace("\0", "") for v in values], repairs + ("nul_removed",)
             rows.append((line, *values, repairs))
     return rows, rejects
@@ -239,7 +241,10 @@ def _finish_turns(rows):
     }
     raw = pl.DataFrame(dict(zip(names, zip(*rows))) if rows else None, schema=names)
     texts = ("speaker_label", "text")
-    nfc = raw.with_columns(pl.col(c).str.normalize("NFC") for c in texts).with_columns(start_seconds())
+    def nfc_of(column):  # most rows are ASCII, which is NFC as it is
+        odd = raw[column].str.contains(r"[^\x00-\x7f]")
+        return raw[column].scatter(odd.arg_true(), raw[column].filter(odd).str.normalize("NFC"))
+    nfc = raw.with_columns(nfc_of(c) for c in texts).with_columns(start_seconds())
     changed = (
         pl.Series("changed", [], dtype=pl.Boolean)
         if not len(raw)
