@@ -1,8 +1,9 @@
-"""How fast are reading, roles and findings? Ratios of one run on one machine: python bench/corpus.py [FOLDER] [--scale 1 10 100]
+"""How fast are reading, roles and findings? python bench/corpus.py [FOLDER] [--scale 1 10 100]
 
-First reading, roles by label and merging against a plain loop over the same files; then notebooks 06 and 07 as a whole, by part;
-with --scale a corpus of so many times the scenarios, made of pieces of the folder's, with planted copies to be found. Every part
-runs in a process of its own, so that its peak memory is its own. Prints counts only, no text.
+First reading, roles by label and merging against a plain loop over the same files; then notebooks 06 and 07 as a whole,
+by part; with --scale a corpus of so many times the scenarios, made of pieces of the folder's, with planted copies to be
+found. Ratios of one run on one machine. Every part runs in a process of its own, so that its peak memory is its own.
+Prints counts only, no text.
 """
 import argparse
 import json
@@ -81,12 +82,12 @@ def whole(folder):
     pairs, seconds["near_duplicates"] = timed(near_duplicates, turns)
     _, seconds["duplicate_groups"] = timed(duplicate_groups, scenarios["scenario_id"], pairs)
     findings, seconds["audit"] = timed(audit, turns, scenarios, pairs)
-    return {"scenarios": len(scenarios), "turns": len(turns), "words": int(turns["words"].sum()), "rejects": len(rejects),
-            "pairs": len(pairs), "findings": len(findings), "seconds": seconds, "gb": peak_gb()}
+    return {"scenarios": len(scenarios), "turns": len(turns), "words": int(turns["words"].sum()), "pairs": len(pairs),
+            "rejects": len(rejects), "findings": len(findings), "seconds": seconds, "gb": peak_gb()}
 
 
 class Pieces:
-    "Scenarios made of pieces of real ones. Scenario `i` is the same whenever it is asked for: a copy needs no other to be kept."
+    "Scenarios made of pieces of real ones. `i` is the same whenever it is asked for: a copy needs no other to be kept."
 
     def __init__(self, turns, n):
         t = turns.sort("scenario_id", "turn")
@@ -139,7 +140,7 @@ class Pieces:
         return rows[a:b], self.noise(at[ends[a]:ends[b]], 0.10, rng), n[a:b]
 
     def share_turns(self, *names):
-        "Whether two scenarios hold the same turn of an original: such a pair is no false one, though it was not planted."
+        "Whether two scenarios hold the same turn of an original: such a pair is not false, though it was not planted."
         a, b = (self.scenario(int(x.split("_")[1]))[0] for x in names)
         return bool(np.isin(a, b).any())
 
@@ -150,11 +151,13 @@ class Pieces:
         text = (
             pl.DataFrame({"row": np.repeat(np.arange(len(rows)), n), "text": self.words.gather(at)})
             .group_by("row", maintain_order=True).agg(pl.col("text").str.join(" ")))
-        ids = pl.Series([name(i) for i in numbers]).gather(np.repeat(np.arange(len(parts)), [len(p[0]) for p in parts]))
+        whose = np.repeat(np.arange(len(parts)), [len(p[0]) for p in parts])
+        ids = pl.Series([name(i) for i in numbers]).gather(whose)
         joint = pl.Series(np.r_[True, np.diff(rows) != 1])
         return (
             self.turns[rows].with_columns(
-                scenario_id=ids, row=pl.int_range(pl.len(), dtype=pl.Int64), gap=pl.when(joint).then(2.0).otherwise("gap"))
+                scenario_id=ids, row=pl.int_range(pl.len(), dtype=pl.Int64),
+                gap=pl.when(joint).then(2.0).otherwise("gap"))
             .join(text, on="row", how="left", maintain_order="left")
             .select(
                 "scenario_id", pl.int_range(pl.len()).over("scenario_id").alias("turn"), "start_time", "speaker_label",
@@ -169,8 +172,9 @@ def count_findings(turns):
     "How many findings of each kind the scenarios have by themselves."
     loops = find_loops(turns)
     counts = Counter({f"loop_{k}": n for k, n in loops.group_by("kind").len().rows()})
-    for frame in (find_times(turns), find_rates(turns, loops), find_text(turns), find_scenarios(turns), find_mixed(turns),
-                  find_personal(turns)):
+    for frame in (
+            find_times(turns), find_rates(turns, loops), find_text(turns), find_scenarios(turns), find_mixed(turns),
+            find_personal(turns)):
         counts.update(dict(frame.group_by("finding").len().rows()))
     return counts
 
@@ -211,11 +215,11 @@ def at_scale(folder, scale):
     linked = set(pairs.select("scenario_a", "scenario_b").rows())
     others = sorted(linked - planted)
     some = [others[i] for i in np.random.default_rng(SEED).permutation(len(others))[:1000]]
+    several = groups.group_by("group").len().filter(pl.col("len") > 1)
     return {"scenarios": n, "turns": turns, "words": words, "shingles": len(every), "keep": keep, "seconds": seconds,
-            "findings": dict(sorted(counts.items())), "planted": len(planted), "found": len(planted & linked), "pairs": len(pairs),
-            "looked_at": len(some), "related": sum(pieces.share_turns(a, b) for a, b in some),
-            "groups": int(groups.select((pl.len().over("group") > 1) & pl.col("group").is_first_distinct()).to_series().sum()),
-            "gb_batches": gb, "gb": peak_gb()}
+            "findings": dict(sorted(counts.items())), "planted": len(planted), "found": len(planted & linked),
+            "pairs": len(pairs), "groups": len(several), "looked_at": len(some),
+            "related": sum(pieces.share_turns(a, b) for a, b in some), "gb_batches": gb, "gb": peak_gb()}
 
 
 def alone(folder, part):
@@ -229,11 +233,11 @@ def main(folder, scale):
     print(f"reading, roles by label, merging, {r['files']} files: {r['ours']:.2f} s; a plain loop {r['plain']:.2f} s; "
           f"ratio {r['plain'] / r['ours']:.1f} (least of {ROUNDS})", flush=True)
     r = alone(folder, "whole")
-    print(f"\n06 and 07: {r['scenarios']:,} scenarios, {r['turns']:,} turns, {r['words']:,} words; {r['findings']:,} findings, "
-          f"{r['pairs']} pairs; peak {r['gb']:.2f} GB")
+    print(f"\n06 and 07: {r['scenarios']:,} scenarios, {r['turns']:,} turns, {r['words']:,} words; "
+          f"{r['findings']:,} findings, {r['pairs']} pairs; peak {r['gb']:.2f} GB")
     for part, s in (r["seconds"] | {"all": sum(r["seconds"].values())}).items(): print(f"{part:22}{s:8.2f} s")
     if not scale: return
-    head = ("scale", "scenarios", "turns", "words", "roles s", "find s", "dupl. s", "s / 1,000", "ratio", "GB", "recall")
+    head = "scale,scenarios,turns,words,roles s,find s,dupl. s,s per 1000,ratio,GB,recall".split(",")
     print("\n" + "".join(f"{h:>12}" for h in head), flush=True)
     first, notes = None, []
     for n in scale:
@@ -245,10 +249,10 @@ def main(folder, scale):
               f"{s['duplicates']:>12.1f}{each:>12.2f}{each / first:>12.2f}{r['gb']:>12.2f}"
               f"{r['found'] / max(r['planted'], 1):>12.3f}", flush=True)
         notes.append(
-            f"{n}: {r['shingles']:,} shingles, one in {r['keep']}; {r['found']} of {r['planted']} planted copies among {r['pairs']:,} "
-            f"pairs in {r['groups']:,} groups, of {r['looked_at']:,} other pairs {r['related']:,} hold turns of the same original; "
-            f"{r['gb_batches']:.2f} GB before the search over all; made in {s['making']:.1f} s; "
-            f"findings {', '.join(f'{k} {c}' for k, c in r['findings'].items())}")
+            f"{n}: {r['shingles']:,} shingles, one in {r['keep']}; {r['found']} of {r['planted']} planted copies among "
+            f"{r['pairs']:,} pairs in {r['groups']:,} groups; of {r['looked_at']:,} other pairs {r['related']:,} hold "
+            f"turns of the same original; {r['gb_batches']:.2f} GB before the search over all; made in "
+            f"{s['making']:.1f} s; findings {', '.join(f'{k} {c}' for k, c in r['findings'].items())}")
     print("\nratio: seconds for 1,000 scenarios to those of the first line; 1 is linear\n" + "\n".join(notes))
 
 

@@ -42,7 +42,7 @@ def words_figure(trace):
     ax.set(xlim=(0, 1), yticks=[], xlabel=f"share of {total:,} raw words")
     ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     ax.spines["left"].set_visible(False)
-    ax.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.7), frameon=False, fontsize=9)
+    fig.legend(ncols=3, loc="outside lower center", frameon=False, fontsize=9)
     clean = budget.row(0)
     largest = max(budget.rows()[1:], key=lambda r: r[1])
     finding = f"{clean[2]:.0%} of the words are left; most of what is missing: {largest[0]} ({largest[2]:.1%})"
