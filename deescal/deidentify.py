@@ -169,17 +169,22 @@ def _common_words():
     return frozenset(known | {w for w in read_weights()["words"] if " " not in w}) - _ALSO_WORDS
 
 # %% ../nbs/06b_deidentify.ipynb #mentioned
+@lru_cache(maxsize=1)
+def _likely_names(): return _first_names() - _common_words()
+
 def _mentioned(text, all_text, common):
     "Parts of names in `text` that follow a title or an introduction, or are first names with what follows them."
     for m in (*_TITLED.finditer(text), *_SAID.finditer(text)):
         yield from (w for w in _words_of(m[1]) if len(w) > 1 and w.lower() not in common)
+    known = _likely_names()
     for m in _CAPITAL.finditer(text):
-        first, last = (re.sub(r"['’]s?$", "", w or "") for w in m.groups())
-        if first.lower() not in _first_names() or first.lower() in common or _PLACE_OF.match(text, m.end(1)): continue
+        first = m[1][:-2] if m[1][-2:] in ("'s", "’s") else m[1]
+        if first.lower() not in known or _PLACE_OF.match(text, m.end(1)): continue
         if first in _CODE and any(c.start() <= m.start() < c.end() for c in _CALL_SIGN.finditer(
             text, max(0, m.start() - 40), m.end(1) + 40)): continue
         if first.lower() in _ALSO_WORDS and not _stands_as_name(first, all_text): continue
         yield first
+        last = re.sub(r"['’]s?$", "", m[2] or "")
         if last and last.lower() not in common and last.lower() not in _PLACES and last not in _CODE: yield last
 
 def _may_name(turns):

@@ -24,12 +24,14 @@ TIMES = [
     "nan", "1e9", "0:5", "1:2:3:4", "９:00", "=1+1", "00:00:00,000", "2024-01-01", "9" * 400, "\u200f0:01", "0:01\0"]
 LABELS = [
     "Officer", "[Police Officer]", "Dale", "Dispatch", "", " ", "[Narrator]", "Officer\nPike", "=HYPERLINK(\"x\")",
-    "O'Neil", "\U0001f46e\U0001f3fd\u200d\u2640\ufe0f", "شرطي", "-", "Officer " * 300, "[Sean's Wife]", "NAME_1", "\u202eeciloP", "\0", "\x1e",
+    "O'Neil", "\U0001f46e\U0001f3fd\u200d\u2640\ufe0f", "شرطي", "-", "Officer " * 300, "[Sean's Wife]", "NAME_1",
+    "\u202eeciloP", "\0", "\x1e",
     "e\u0301", "é", "Speaker 2", "ß", "İ", "(.*", "\\1", "Dale\u2028Roe", "a@b.c", "555-013-4477"]
 TEXTS = [
     "=cmd|' /C calc'!A0", "@SUM(1+1)*9", "+1-1", "<script>alert(1)</script>", "'; DROP TABLE turns; --",
     "{{7*7}} ${x} %s", "../../etc/passwd", "[Error fetching transcript: 500]", "I don\u00e2\u20ac\u2122t.",
-    "\u00c3\u00a9\u00c3\u00a9", "\ufffd\ufffd", "", "   ", "...", "\U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f1fa\U0001f1f8",
+    "\u00c3\u00a9\u00c3\u00a9", "\ufffd\ufffd", "", "   ", "...",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467\u200d\U0001f466 \U0001f3f3\ufe0f\u200d\U0001f308 \U0001f1fa\U0001f1f8",
     "\u202eright to left\u202c", "اخرج من السيارة الآن", "צא מהרכב עכשיו", "从车里出来", "e" + "\u0301" * 60,
     "\ufb01ne \u212b \u1e9b\u0323", "one\ntwo\r\nthree\rfour", "a\u2028b\u2029c\x85d\x0be\x0cf",
     "a\x1cb\x1db\x1eb\x1fb", "Stop.\n\x1e\nGet out.", "NUL \0 here", "\ufeffBOM inside", "hey " * 90,
