@@ -61,7 +61,7 @@ _NUMBERS = "zero one two three four five six seven eight nine".split()
 def _counts(digits):
     "Whether words or digits count up or down, as in a sobriety test, and are no phone number."
     said = re.findall(r"\w+", digits.lower())
-    d = [_NUMBERS.index(w) if w in _NUMBERS else int(w) if w.isdigit() else -9 for w in said]
+    d = [_NUMBERS.index(w) if w in _NUMBERS else int(w) if w.isdecimal() else -9 for w in said]
     return len(d) > 5 and sum(abs(b - a) == 1 for a, b in zip(d, d[1:])) >= len(d) - 3
 
 def mask_text(
@@ -141,7 +141,7 @@ _SAID = re.compile(
 
 # %% ../nbs/06b_deidentify.ipynb #name_tokens
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
-_PSEUDONYM = re.compile(r"\bNAME_(\d+)\b")
+_PSEUDONYM = re.compile(r"\bNAME_(\d{1,9})\b")
 _CAPITAL = re.compile(rf"\b({_NAME})(?=(?: (?!Jr\b|Sr\b)({_NAME}))?)")
 _CALL_SIGN = re.compile(rf"(?:\b(?:{'|'.join(_CODE)})\b[-, ]{{1,2}}){{3,}}"
                         rf"|\b(?:{'|'.join(_CODE)})[-, ]{{1,2}}(?=\d)|\d[-, ]{{1,2}}(?:{'|'.join(_CODE)})\b")

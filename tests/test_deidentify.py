@@ -76,6 +76,9 @@ def test_labels_and_text_write_a_name_in_their_own_ways():
     assert after["speaker_label"].to_list() == ["NAME_1", "NAME_2", "[PHONE]"]
     assert after["text"].to_list() == ["I am NAME_1.", "NAME_2? a\n\x1e\nb", "Hello."] and len(key) == 2
 
+def test_a_number_of_any_length_is_no_pseudonym():
+    assert deidentify(toy(("Dale", "NAME_" + "9" * 5000)))[0]["speaker_label"].to_list() == ["NAME_1"]
+
 def test_a_pseudonym_in_a_label_is_not_given_again():
     assert deidentify(toy(("NAME_1", "Hello."), ("Dale", "No")))[0]["speaker_label"].to_list() == ["NAME_1", "NAME_2"]
 
