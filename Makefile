@@ -6,14 +6,18 @@ RUN ?=
 SET ?=
 TORCH ?= auto
 TORCH_INDEX ?=
-VENV ?= .venv
+UPGRADE ?=
+# in the conda environment of environment.yml that one, elsewhere one of our own; VENV=$CONDA_PREFIX names any other
+VENV ?= $(if $(filter deescal,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
+# packages in the user's home folder would come before those of a conda environment
+export PYTHONNOUSERSITE := 1
 BIN := $(VENV)/bin
 ARGS = --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(if $(SET),--set "$(SET)")
 
 .PHONY: help env reproduce check test test-all lab publish verify export stale lock clean
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
-env:             ## create .venv with the pinned versions (all other targets do it themselves)
+env:             ## install the pinned versions into .venv, or VENV=<folder> (all other targets do it themselves)
 	@$(PYTHON) setup_env.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --venv "$(VENV)"
 reproduce: env   ## run the series on a profile; only what changed is executed
 	@$(BIN)/deescal reproduce $(ARGS)
@@ -30,10 +34,10 @@ publish: env     ## copy a finished sample run to figures/published/
 verify: env      ## compare a run with its recorded hashes and with the published tables
 	@$(BIN)/deescal verify $(ARGS)
 export: env      ## notebooks -> library, tests, README
-	@$(BIN)/python -c "from deescal.house import export; export()"
+	@$(BIN)/python -c "from deescal.engine.export import export; export()"
 stale: env       ## fail where library, tests, README or notebooks are out of step
-	@$(BIN)/python -c "from deescal.house import stale_files; import sys; sys.exit(stale_files())"
-lock: env        ## write requirements.lock from what is installed
-	@$(BIN)/python -c "from deescal.house import write_lock; write_lock()"
+	@$(BIN)/python -c "from deescal.engine.export import stale_files; import sys; sys.exit(stale_files())"
+lock: env        ## resolve settings.ini into requirements.lock, with hashes (UPGRADE=1: newest versions)
+	@$(BIN)/python -c "from deescal.engine.export import write_lock; write_lock(upgrade=bool('$(UPGRADE)'))"
 clean:           ## remove runs and figures (not figures/published)
 	rm -rf data/runs .snakemake $(addprefix figures/,$(filter-out published,$(notdir $(wildcard figures/*))))

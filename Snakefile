@@ -1,19 +1,26 @@
-# The order of the stages: one rule a notebook, one job a system where systems differ (deescal.core: STAGES).
-# Which jobs run again is decided by content hashes: `plan` takes away the stamps of stale jobs.
-import shlex, sys
-from deescal.core import DeescalError, job_after, lock, plan, resolve
+# The order of the stages: one rule a notebook, one job a system where systems differ. Which stages there are, and what
+# each reads and writes, is what their notebooks declare (deescal.engine.series). Which jobs run again is decided by
+# content hashes: `plan` takes away the stamps of stale jobs, or in a dry run names them.
+import dataclasses, shlex, sys
+from deescal.engine.errors import DeescalError, host_error
+from deescal.engine.jobs import job_after, lock, plan, resolve
 
-request = {"profile": config.get("profile", "sample"), "overrides": config.get("overrides", {})}
+request = {"profile": config.get("profile", "sample"), "overrides": config.get("overrides", {}),
+           "failed": config.get("failed", {})}
 try:
     jobs = resolve(**request)
+    run = jobs[0].run
+    def stamp(job): return str(job.stamp.relative_to(run.root))
     if workflow.is_main_process:
-        held = lock(jobs[0].run)
-        plan(jobs, request)
+        if not workflow.dryrun: held = lock(run, jobs)
+        again = plan(jobs, dry=workflow.dryrun)
+        if workflow.dryrun:
+            workflow.dag_settings = dataclasses.replace(
+                workflow.dag_settings, forcerun={*workflow.dag_settings.forcerun, *map(stamp, again)})
 except DeescalError as e:
     sys.exit(f"deescal: {e}")
-run = jobs[0].run
-
-def stamp(job): return str(job.stamp.relative_to(run.root))
+except OSError as e:
+    sys.exit(f"deescal: {host_error(e, 'plan the run') or e}")
 
 rule all:
     input: [stamp(j) for j in jobs]
@@ -21,10 +28,10 @@ rule all:
 
 for job in jobs:
     rule:
-        name: job.name.replace("-", "_")
+        name: job.name.replace("-", "_").replace(".", "_")
         input: [stamp(a) for a in job_after(job, jobs)]
         output: touch(stamp(job))
-        # a model of the hub wants the machine, or its GPU, for itself
-        threads: workflow.cores if job.params.get("source", "tiny") not in ("", "tiny") else 1
+        threads: job.resources["threads"]
+        resources: mem_mb=job.resources["mem_mb"], runtime=job.resources["runtime"], gpu=job.resources["gpu"]
         params: python=shlex.quote(sys.executable), job=job.name, request=str((run.data / "request.json").relative_to(run.root))
-        shell: "{params.python} -c 'from deescal.core import main; main()' job {params.job} --request {params.request}"
+        shell: "{params.python} -m deescal.engine.cli job {params.job} --request {params.request}"

@@ -8,7 +8,8 @@ __all__ = ['OTHER_MODES', 'strata', 'split_scenarios', 'to_messages', 'find_poin
 # %% ../nbs/08_examples.ipynb #imports
 import polars as pl
 
-from .core import DeescalError, InputError, Run, account, digest
+from .engine.errors import DeescalError, InputError
+from .engine.files import digest
 
 # %% ../nbs/08_examples.ipynb #strata
 def strata(scenarios):

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 from scipy.sparse import coo_array, hstack
 
-from .core import DeescalError, InputError, did_you_mean
+from .engine.errors import DeescalError, InputError, did_you_mean
 
 # %% ../nbs/05b_roles.ipynb #roles
 ROLES = ("officer", "dispatcher", "civilian", "narrator", "other")

@@ -9,8 +9,9 @@ import random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from deescal.core import project_root
-from deescal.corpus import assign_roles, read_transcripts
+from deescal.engine.files import project_root
+from deescal.read import read_transcripts
+from deescal.roles import assign_roles
 
 def words(n, seed):
     "n words drawn from a large invented vocabulary."

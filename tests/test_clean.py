@@ -4,14 +4,16 @@ import deescal.clean as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/07b_clean.ipynb #test_imports
+from deescal.audit import audit
 import random
 
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from deescal.audit import FINDINGS
-from deescal.core import project_root
-from deescal.corpus import assign_roles, read_transcripts
+from deescal.engine.files import project_root
+from deescal.read import read_transcripts
+from deescal.roles import assign_roles
 
 def scene(*texts, sid="s", times=None, labels=("Officer", "Dale"), roles=("officer", "civilian")):
     "One scenario with all the columns of the table `turns`."
@@ -126,3 +128,8 @@ def test_every_word_is_in_one_part():
     assert sum(budget.values()) == raw["words"].sum()
     assert budget["loops"] == 199 and budget["duplicates"] == copy["words"].sum() and budget["other"] == 1
     assert budget["narrators"] == raw.filter(role="narrator")["words"].sum()
+
+# %% ../nbs/07b_clean.ipynb #before_test
+def test_nothing_before_and_after_is_no_change():
+    nothing = scene("Hi.").head(0)
+    assert before_after(nothing, nothing)["change_percent"].sum() == 0

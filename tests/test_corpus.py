@@ -5,9 +5,10 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 
 # %% ../nbs/06_corpus.ipynb #test_imports
 import pytest
-from hypothesis import given, strategies as st
 
-from deescal.core import project_root
+from deescal.engine.files import project_root
+from deescal.planted import shipped_fiction
+from deescal.read import read_transcripts
 
 HEADER = "start_time,speaker_label,transcript\n"
 
@@ -18,147 +19,6 @@ def folder_of(path, **files):
         p.parent.mkdir(parents=True, exist_ok=True)
         p.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return path
-
-# %% ../nbs/06_corpus.ipynb #decode_test
-@given(st.binary(max_size=200))
-def test_any_bytes_decode(data):
-    text, encoding = decode(data)
-    assert isinstance(text, str) and (not data or encoding)
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
-def test_text_survives_its_encoding(encoding):
-    text = "Sir? Stop there, please. “Où?” – né, he said."
-    assert decode(text.encode(encoding))[0] == text
-
-def test_a_damaged_byte_does_not_garble_a_whole_file():
-    text, encoding = decode("“Où?” “ça”".encode() + b" \xff.")
-    assert text == "“Où?” “ça” \ufffd." and encoding == "utf-8 damaged"
-
-# %% ../nbs/06_corpus.ipynb #count_test
-csv_like = st.lists(
-    st.sampled_from([
-        '0:01', ',', '"', '""', '\n', '\r\n', '\r', 'Officer', '\0', ' ', 'é', '12:30,', '0:02,A,b\n', '"x\ny"',
-    ]),
-    max_size=40,
-).map("".join)
-
-@given(csv_like)
-def test_two_ways_to_count_records_agree(text):
-    assert count_records(text) == sum(1 for _ in read_records(text))
-
-@given(csv_like)
-def test_no_line_that_is_not_blank_is_lost(text):
-    kept = "".join(raw for _, _, raw in read_records(text))
-    assert "".join(kept.split()) == "".join(text.split())
-
-def test_a_stray_quote_costs_one_row_not_the_rest():
-    rows = list(read_records('0:01,A,x\n0:02,B,"y\n0:03,A,z\n0:04,B,"w"\n'))
-    assert [f for _, f, _ in rows] == [["0:01", "A", "x"], None, ["0:03", "A", "z"], ["0:04", "B", "w"]]
-
-def test_a_line_break_inside_quotes_is_kept():
-    assert [f for _, f, _ in read_records('0:01,A,"one\ntwo"\n0:02,B,x')] == [
-        ["0:01", "A", "one\ntwo"],
-        ["0:02", "B", "x"],
-    ]
-
-def test_a_field_of_half_a_megabyte_is_read():
-    text = f'0:01,A,"{"no, " * 125_000}"\n'
-    assert len(next(read_records(text))[1][2]) == 500_000 and count_records(text) == 1
-
-# %% ../nbs/06_corpus.ipynb #start_test
-@given(st.integers(0, 99*3600))
-def test_times_are_read_back(s):
-    h, m, sec = s // 3600, s % 3600 // 60, s % 60
-    forms = [f"{h}:{m:02}:{sec:02}", f" {h:02}:{m:02}:{sec:02}"] + (
-        [f"{s//60}:{sec:02}", f"{s//60:02}:{sec:02}"] if s < 60_000 else []
-    )
-    assert pl.DataFrame({"start_time": forms}).select(start_seconds())["start_s"].to_list() == [float(s)] * len(forms)
-
-@pytest.mark.parametrize("bad", ["02:10,400", "1:60", "1:2", "-1:00", "1:00:60", "abc", "", "1:2:3:4", "１:00"])
-def test_other_times_are_empty_not_wrong(bad):
-    assert pl.DataFrame({"start_time": [bad]}).select(start_seconds())["start_s"].to_list() == [None]
-
-# %% ../nbs/06_corpus.ipynb #read_test
-def test_a_clean_file_becomes_turns(tmp_path):
-    turns, rejects = read_transcripts(
-        folder_of(tmp_path, youtube_1=HEADER + '0:01,[Officer],"Sir, stop."\n1:02:03,Dale,No.\n')
-    )
-    assert turns.select("scenario_id", "turn", "start_s", "speaker_label", "text").rows() == [
-        ("youtube_1", 0, 1.0, "[Officer]", "Sir, stop."),
-        ("youtube_1", 1, 3723.0, "Dale", "No."),
-    ]
-    assert len(rejects) == 0
-
-@pytest.mark.parametrize("content, reasons, kept", [
-    ("", ["empty_file"], 0),
-    ("\n\n", ["empty_file"], 0),
-    (HEADER, ["header_only"], 0),
-    ("start_time,transcript\n0:01,hi\n0:02,ho\n", ["missing_column"] * 2, 0),
-    ("a,b,c\n", ["missing_column"], 0),
-    (HEADER + "0:01,A,x\n0:02,B\n0:03,A,y,z\n", ["wrong_field_count"] * 2, 1),
-    (HEADER + '0:01,A,"x\n', ["unclosed_quote"], 0),
-    (b"\xff\xfe\x00", ["missing_column"], 0),
-    (HEADER + "0:01,A,a\0b\n", [], 1),
-    ("\ufeff" + HEADER + "0:01,A,x\n", [], 1),
-    ("Transcript , START_TIME,speaker_label,extra\nx,0:01,A,e\n", [], 1),
-])
-def test_odd_files_neither_crash_nor_vanish(tmp_path, content, reasons, kept):
-    turns, rejects, files = read_folder(folder_of(tmp_path, tiktok_1=content))
-    assert rejects["reason"].to_list() == reasons and len(turns) == kept
-    assert files["rows"][0] == files["kept"][0] + files["rejected"][0] and "\0" not in "".join(turns["text"])
-
-@given(st.lists(
-    st.one_of(csv_like.map(lambda t: (HEADER + t).encode()), st.binary(max_size=60)),
-    min_size=1,
-    max_size=4,
-))
-def test_every_record_is_a_turn_or_a_reject(contents):
-    import tempfile
-    with tempfile.TemporaryDirectory() as d:
-        turns, rejects, files = read_folder(
-            folder_of(Path(d), **{f"youtube_{i}": c for i, c in enumerate(contents)})
-        )
-    assert files["rows"].sum() == len(turns) + (rejects["unit"] == "row").sum()
-    assert set(files["file"]) == set(turns["file"]) | set(rejects["file"])
-
-def test_repairs_are_named_on_the_row(tmp_path):
-    f = folder_of(
-        tmp_path,
-        x=HEADER.encode() + "0:01,A,caf\u0065\u0301\n".encode(),
-        y=(HEADER + "9,B,“no”\n").encode("cp1252"),
-    )
-    repairs = dict(zip(*read_transcripts(f)[0].select("scenario_id", "repairs")))
-    assert repairs == {"x": "nfc", "y": "encoding unreadable_time"}
-
-def test_the_same_id_twice_keeps_both_apart(tmp_path):
-    turns, _ = read_transcripts(folder_of(
-        tmp_path,
-        train__youtube_1=HEADER + "0:01,A,x\n",
-        test__youtube_1=HEADER + "0:01,A,y\n",
-        train__YouTube_1=HEADER + "0:01,A,z\n",
-    ))
-    assert len(turns) == 3 and turns["scenario_id"].n_unique() == 3 and (turns["repairs"] == "renamed_id").sum() == 2
-
-def test_odd_file_names_and_what_is_no_file(tmp_path):
-    names = {"caf\u00e9": HEADER + "0:01,A,y\n", "cafe\u0301": HEADER + "0:01,A,z\n", ".hidden": "no"}
-    folder_of(tmp_path, a=HEADER + "0:01,A,x\n", **names)
-    (tmp_path/"b.csv").mkdir()
-    (tmp_path/"c.csv").symlink_to(tmp_path/"nowhere")
-    with open(os.fsencode(tmp_path) + b"/d\xe9.csv", "w") as f: f.write(HEADER + "0:01,A,w\n")
-    turns, rejects, files = read_folder(tmp_path)
-    assert sorted(turns["text"]) == ["w", "x", "y", "z"] and turns["scenario_id"].n_unique() == 4
-    assert dict(rejects.select("file", "reason").rows()) == {"b.csv": "not_a_file", "c.csv": "not_a_file"}
-    assert len(files) == 6 and "d\\xe9.csv" in files["file"].to_list()
-    assert corpus_accounting(turns.with_columns(role=pl.lit("civilian")), rejects, files)["count"][0] == 6
-
-def test_nothing_left_is_an_error_that_says_why(tmp_path):
-    turns, rejects = read_transcripts(folder_of(tmp_path, a="", b="x,y\n1,2\n"))
-    with pytest.raises(InputError, match="a.csv: empty_file, b.csv: missing_column"):
-        require_turns(turns, rejects, tmp_path)
-
-def test_an_empty_or_missing_folder_is_an_error_with_a_remedy(tmp_path):
-    for folder in (tmp_path, tmp_path/"none"):
-        with pytest.raises(InputError, match="remedy"): read_transcripts(folder)
 
 # %% ../nbs/06_corpus.ipynb #roles_test
 def test_roles_of_the_sample_are_of_the_five_and_have_evidence():
@@ -181,3 +41,15 @@ def test_summaries_add_up(tmp_path):
     acc = {(u, m, r): n for _, u, m, r, n in corpus_accounting(turns, rejects, files).rows()}
     assert acc[("file", "in", "")] == 3 and acc[("file", "rejected", "empty_file")] == 1 and acc[("row", "in", "")] == 4
     assert acc[("row", "rejected", "wrong_field_count")] == 1 and acc[("row", "repaired", "unreadable_time")] == 1
+
+# %% ../nbs/06_corpus.ipynb #origin_test
+SHIPPED = {"toy": {"notice": "A toy.", "files": {"a.csv": "1", "b.csv": "2"}}}
+
+@pytest.mark.parametrize("hashes, fiction", [(["1", "2"], True), (["2"], True), (["1", "3"], False), ([], False)])
+def test_fiction_is_known_by_its_hashes_and_one_foreign_file_ends_it(hashes, fiction):
+    origin = find_origin(pl.DataFrame({"sha256": pl.Series(hashes, dtype=pl.String)}), SHIPPED).row(0)
+    assert origin == (fiction, "A toy." if fiction else "")
+
+def test_the_hashes_are_those_of_the_files_that_ship():
+    kept = json.loads((project_root()/"data"/"fiction.json").read_text())
+    assert kept == shipped_fiction(project_root()), "data/fiction.json is out of step: run make export"

@@ -9,17 +9,12 @@ import random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from deescal.base import FUSED, tiny_model, train_tokenizer
+from deescal.base import FUSED, tiny_model
+from deescal.chat import train_tokenizer
+from deescal.planted import toy_dialogue, toy_format as make_toy_format
+from deescal.train import pack
 
-# %% ../nbs/09_finetune.ipynb #toy_format
-words = "step back sir why no I won't calm down okay officer what is your name Dale sit there please".split()
-
-def toy_dialogue(r, turns, longest=12):
-    "An invented dialogue: (message, role, text), officer and civilian mixed."
-    return [(i, r.choice(["user", "assistant"]), " ".join(r.choices(words, k=r.randint(1, longest))))
-            for i in range(turns)]
-
-toy_format = ChatFormat(train_tokenizer([" ".join(words)] * 9, 320))
+toy_format = make_toy_format()
 
 # %% ../nbs/09_finetune.ipynb #packed_setup
 @pytest.fixture(scope="module")
@@ -31,29 +26,12 @@ def toy_base(tmp_path_factory):
     (folder/"source.json").write_text(json.dumps({"kind": "tiny", "where": "", "revision": "toy"}))
     return folder
 
-# %% ../nbs/09_finetune.ipynb #edges_test
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=60), st.integers(50, 120))
-def test_a_window_never_overflows_and_its_edge_moves_only_when_it_must(lengths, budget):
-    edges = left_edges(lengths, budget)
-    for i, e in enumerate(edges):
-        assert 0 <= e <= i and sum(lengths[e:i + 1]) <= budget
-        before = edges[i - 1] if i else 0
-        if e != before:
-            assert e > before and sum(lengths[before:i + 1]) > budget
-            shown = sum(lengths[e:i + 1])  # at most half, or just what was said last before it
-            assert shown <= budget // 2 or e in (i, i - 1)
-            assert sum(lengths[e - 1:i + 1]) > budget // 2 or e == i
-
-# %% ../nbs/09_finetune.ipynb #edges_last_test
-def test_a_long_reply_still_sees_what_it_answers():
-    assert left_edges([5, 5, 30, 40], 70) == [0, 0, 0, 2]
-
 # %% ../nbs/09_finetune.ipynb #windows_test
 @given(st.randoms(use_true_random=False), st.integers(0, 40), st.integers(90, 300), st.integers(1, 90))
 @settings(max_examples=60)
 def test_every_civilian_token_is_a_target_exactly_once(r, turns, length, longest):
     dialogue = toy_dialogue(r, turns, longest)
-    found = scenario_windows(toy_format, dialogue, length, prompt="You are Dale.")
+    found = scenario_windows(toy_format, dialogue, length, system_prompt="You are Dale.")
     said = [i for _, role, text in dialogue if role == "assistant"
             for i in toy_format.message(role, text)[1] + [toy_format.stop]]
     assert [l for w in found for l in w["labels"] if l != -100] == said  # in order: none missing, none twice
@@ -104,7 +82,7 @@ def test_a_lost_token_is_an_error():
 # %% ../nbs/09_finetune.ipynb #recipes_test
 def test_the_recipes_are_the_published_ones():
     assert recipe_for("qwen", "paper") == {"rank": 16, "alpha": 32, "dropout": 0.0, "epochs": 2.0, "batch": 8,
-                                           "learning_rate": 2e-4, "length": 2048}
+                                           "learning_rate": 2e-4, "length": PUBLISHED_LENGTH}
     assert recipe_for("falcon", "code")["dropout"] == 0.05 and recipe_for("granite", "code")["length"] == 4096
     assert recipe_for("qwen", "code")["alpha"] == 16
 
@@ -199,12 +177,12 @@ def test_a_tuning_killed_at_a_checkpoint_ends_with_the_same_adapter(toy_base, tm
     import os, signal, subprocess, sys, textwrap
 
     import torch
-    from deescal.core import project_root
+    from deescal.engine.files import project_root
     code = """
         import os, signal, sys
         from pathlib import Path
         sys.path.insert(0, "tests")
-        import deescal.base as b, test_finetune as t
+        import deescal.train as b, test_finetune as t
         seal = b.seal_checkpoint
         def die(folder):
             seal(folder)
@@ -218,26 +196,3 @@ def test_a_tuning_killed_at_a_checkpoint_ends_with_the_same_adapter(toy_base, tm
     assert whole[1].equals(resumed[1]) and whole[2] == resumed[2]
     one, two = whole[0].state_dict(), resumed[0].state_dict()
     assert all(torch.equal(one[k], two[k]) for k in one if "lora_" in k)
-
-# %% ../nbs/09_finetune.ipynb #planted_test
-PLANTED = 8  # scenarios, of 80 exchanges each
-
-def test_the_planted_corpus_is_what_its_rule_makes():
-    from deescal.core import project_root
-    files = {f"youtube_7{k:03}.csv": planted_csv(planted_dialogue(k, 80)) for k in range(PLANTED)}
-    found = {p.name: p.read_text() for p in (project_root()/"data"/"planted").glob("*.csv")}
-    assert found == files
-
-def test_only_the_word_decides():
-    for k in range(PLANTED):
-        turns = planted_dialogue(k, 80)
-        for (_, _, asked), (_, _, said) in zip(turns[::2], turns[1::2]):
-            assert [RULE[c] for c in RULE if c in asked.lower().rstrip(".").split()] == [said]
-
-# %% ../nbs/09_finetune.ipynb #figure_test
-def test_the_figure_names_the_loss_of_the_adapter_that_is_kept():
-    losses = pl.DataFrame(
-        [(0, "validation", 3.0), (5, "train", 2.0), (5, "validation", 4.0)], orient="row",
-        schema=["step", "split", "loss"])
-    assert "3.00 nats a token at step 0, 4.00 at step 5, whose adapter is kept" in loss_figure(losses, 5)[1]
-    assert "does not fall" in loss_figure(losses, 5)[0].axes[0].get_title()

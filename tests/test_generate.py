@@ -9,102 +9,18 @@ import random, subprocess, sys, textwrap
 import pytest
 from hypothesis import given, strategies as st
 
-# %% ../nbs/10_generate.ipynb #toy
-def toy(*dialogues):
-    """Messages and points of toy scenarios: each a list of texts, officer and civilian in turn.
-
-    The last scenario is the test split.
-    """
-    rows = [
-        (f"s{s}", i, "user" if i % 2 == 0 else "assistant", t)
-        for s, d in enumerate(dialogues)
-        for i, t in enumerate(d)]
-    m = pl.DataFrame(
-        rows, orient="row",
-        schema={"scenario_id": pl.String, "message": pl.Int64, "role": pl.String, "text": pl.String})
-    p = [
-        (f"s{s}", k, "test" if s == len(dialogues) - 1 else "train", 2*k + 1, d[2*k], d[2*k+1])
-        for s, d in enumerate(dialogues)
-        for k in range(len(d) // 2)]
-    return m, pl.DataFrame(p, orient="row", schema=TABLES["points"].schema)
-
-toy_messages, toy_points = toy(
-    ["Your name?", "Dale.", "Step back.", "No way."],
-    ["Step back now!", "Why?", "Name please?", "Ann."])
+from deescal.base import tiny_model
+from deescal.planted import toy_chats, toy_format as make_toy_format
 
 # %% ../nbs/10_generate.ipynb #prompts_setup
-from deescal.base import ChatFormat, tiny_model, train_tokenizer
-
-toy_format = ChatFormat(train_tokenizer(["Step back, sir. Why? No! I won't."] * 20, 320))
-
-# %% ../nbs/10_generate.ipynb #rouge_test
-def test_rouge_l_equals_the_reference_implementation():
-    from rouge_score.rouge_scorer import RougeScorer
-    scorer, r = RougeScorer(["rougeL"]), random.Random(1)
-    vocabulary = "i don't know what you want me to do sir — no, no! 12 it's Né".split(" ")
-    pairs = [tuple(" ".join(r.choices(vocabulary, k=r.randrange(12))) for _ in "ab") for _ in range(300)]
-    ours = rouge_l_scores(*zip(*pairs))
-    assert ours == pytest.approx([scorer.score(b, a)["rougeL"].fmeasure for a, b in pairs])
-    assert ours.max() > 0.5 and len(set(ours)) > 30
-
-def test_many_distinct_tokens_stay_distinct():
-    text = " ".join(f"t{i}" for i in range(70_000))
-    assert len(set(encode_tokens([text])[0][0])) == 70_000
-
-# %% ../nbs/10_generate.ipynb #best_test
-def test_the_constant_is_the_best_of_an_exhaustive_search():
-    r = random.Random(2)
-    refs = [
-        " ".join(r.choices("i do not know what you want no yes sir".split(), k=r.randrange(1, 9)))
-        for _ in range(120)]
-    tried = sorted(set(refs))
-    means = [rouge_l_scores([t] * len(refs), refs).mean() for t in tried]
-    assert rouge_l_scores([best_constant(refs)] * len(refs), refs).mean() == pytest.approx(max(means))
-
-@pytest.mark.parametrize("replies", [["..."], ["不"], ["word " * 31]])
-def test_replies_that_rouge_cannot_read_are_an_error(replies):
-    with pytest.raises(DeescalError, match="between 1 and 30 tokens"): best_constant(replies)
-
-def test_no_training_reply_is_an_error():
-    with pytest.raises(DeescalError, match="test_fraction"): best_constant([])
-
-# %% ../nbs/10_generate.ipynb #generate_test
-def test_previous_reply_is_the_civilians_last_one_in_that_scenario():
-    assert baseline_replies("previous", toy_points, toy_messages, 1).rows() == [
-        ("s1", 0, "", "nothing_said_before"),
-        ("s1", 1, "Why?", "")]
-
-def test_tfidf_answers_with_the_nearest_training_reply_and_flags_strangers():
-    assert baseline_replies("tfidf", toy_points, toy_messages, 1)["reply"].to_list() == ["No way.", "Dale."]
-    m, p = toy(["?!", "Dale."], ["Zebra?", "What?"])
-    assert baseline_replies("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
-    m, p = toy(["Your name?", "Dale."], ["Zebra?", "What?"])
-    assert baseline_replies("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
-
-# %% ../nbs/10_generate.ipynb #no_peeking_test
-@pytest.mark.parametrize("system", list(BASELINES))
-def test_no_system_sees_the_reply_it_is_scored_on(system):
-    m, p = toy(
-        ["Your name?", "Dale.", "Step back.", "No way."],
-        ["Step back now!", "Why?", "Name please?", "Ann."])
-    last = p.filter(split="test").row(-1, named=True)
-    secret = {
-        "reference": pl.when((pl.col("split") == "test") & (pl.col("point") == last["point"]))
-        .then(pl.lit("SECRET")).otherwise("reference")}
-    hidden = m.with_columns(
-        text=pl.when((pl.col("scenario_id") == "s1") & (pl.col("message") >= last["message"]))
-        .then(pl.lit("SECRET")).otherwise("text"))
-    assert baseline_replies(system, p.with_columns(**secret), hidden, 1).equals(baseline_replies(system, p, m, 1))
-
-def test_an_unknown_system_is_named():
-    with pytest.raises(DeescalError, match="constant"): baseline_replies("konstant", toy_points, toy_messages, 1)
+toy_format = make_toy_format("Step back, sir. Why? No! I won't.")
 
 # %% ../nbs/10_generate.ipynb #prompts_test
 talk = [(i, "user" if i % 2 == 0 else "assistant", f"Step back {i}." if i % 2 == 0 else f"Why {i}?") for i in range(60)]
 
 @given(st.integers(190, 400), st.integers(1, 30))
 def test_a_prompt_fits_begins_with_the_system_prompt_and_sees_only_the_past(length, point):
-    from deescal.finetune import SYSTEM_PROMPT
+    from deescal.chat import SYSTEM_PROMPT
     number = 2 * point - 1
     [ids] = scenario_prompts(toy_format, talk, [number], length, 20)
     opening, answer = toy_format.opening(SYSTEM_PROMPT), toy_format.message("assistant", "")[0]
@@ -159,11 +75,11 @@ def test_flags_of_the_tokens():
     assert reply_flags("", False, markers=True) == "limit empty speaks_for_officer"
 
 # %% ../nbs/10_generate.ipynb #replies_test
-from deescal.core import project_root
+from deescal.engine.files import project_root
 
 def toy_replies(work, shard=4, only=None, system_id="toy-1", sample_seed=1, **settings):
     import torch
-    m, p = toy(*[[f"Step back {s}.", "Why?", "No.", f"Sir {s}!", "Why not?", "No!"] for s in range(3)])
+    m, p = toy_chats(*[[f"Step back {s}.", "Why?", "No.", f"Sir {s}!", "Why not?", "No!"] for s in range(3)])
     asked = p if only is None else p.filter(only)
     torch.manual_seed(1)
     model = tiny_model(toy_format.tokenizer, 1, 64, 256, 1).eval()

@@ -4,11 +4,9 @@ import deescal.report as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/14_report.ipynb #test_imports
-import re
+import io
 
 import pytest
-
-from deescal.core import project_root
 
 # %% ../nbs/14_report.ipynb #compare_test
 def _one(**kw):
@@ -49,8 +47,6 @@ EVIL = "<script>alert(1)</script> & | 50% $x_1$"
 def test_text_from_data_is_escaped_in_every_format(tmp_path):
     run = Run("t", root=tmp_path)
     df = pl.DataFrame({"label": [EVIL], "n": [1234567]})
-    assert ("<script>" not in table_html(df) and "&lt;script&gt;" in table_html(df)
-            and "1,234,567" in table_html(df))
     save_table(run, "t", df, "T", notice="only a test")
     md, tex, csv = ((run.figures/"tables"/f"t.{e}").read_text() for e in ("md", "tex", "csv"))
     assert ("& \\|" in md and r"\& | 50\% \$x\_1\$" in tex
@@ -69,16 +65,6 @@ def test_cells_read_well():
     assert [cell_text(v) for v in (None, 1234, 0.5, 11.2, 3.0, -0.25, "x", 285887.0)] == [
         "–", "1,234", "0.5", "11.2", "3", "-0.25", "x", "285,887"]
 
-# %% ../nbs/14_report.ipynb #figure_test
-def test_figures_are_the_same_bytes_twice(tmp_path):
-    turns = pl.DataFrame({"words": [1, 5, 9, 30]})
-    scenarios = pl.DataFrame({"turns": [2, 20], "tokens": [50, 5000]})
-    for name in "ab": save_figure(Run(name, root=tmp_path), "f", lengths_figure(turns, scenarios)[0], "toy")
-    for kind in ("png", "svg"):
-        a, b = ((Run(n, root=tmp_path).figures/f"f.{kind}").read_bytes() for n in "ab")
-        assert a == b and len(a) > 2000
-    assert "1 of 2 scenarios" in lengths_figure(turns, scenarios)[1]
-
 # %% ../nbs/14_report.ipynb #coverage_test
 def test_the_coverage_line_says_what_is_learned_and_what_a_cut_keeps():
     schema = {
@@ -89,15 +75,21 @@ def test_the_coverage_line_says_what_is_learned_and_what_a_cut_keeps():
         "m: 1,000 civilian tokens in the training split, 1,000 of them a target in each of 2 epochs (100.0%); "
         "cutting each scenario at 2,048 tokens would keep 430 (43.0%)."]
 
-# %% ../nbs/14_report.ipynb #page_test
-def test_the_page_is_self_contained_and_escaped():
-    html = report_page(
-        EVIL,
-        [(EVIL, paragraph(EVIL) + figure_html("<svg/>", EVIL, EVIL))],
-        [(EVIL, "a.html")],
-        notice=EVIL)
-    assert ("<script" not in html and not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", html)
-            and "@import" not in html)
+# %% ../nbs/14_report.ipynb #blocks_test
+def test_a_block_holds_text_as_it_is_and_numbers_as_they_read():
+    block = table(pl.DataFrame({"label_x": [EVIL], "n": [1234567]}), EVIL)
+    assert block["rows"] == [[EVIL, "1,234,567"]] and block["numeric"] == [False, True] and block["head"][0] == "label x"
+    assert json.loads(json.dumps(block)) == block
+    shown = Section(heading=EVIL, blocks=[block, text(EVIL), figure("f", EVIL)])._repr_markdown_()
+    assert "<script" not in shown and "1,234,567" in shown
+
+# %% ../nbs/14_report.ipynb #missing_test
+def test_what_a_failed_job_would_have_written_is_not_read_and_is_named():
+    at_hand = tables_at_hand(["11_score: stopped", "09_finetune-qwen: out of memory"])
+    assert "scores" not in at_hand and "turns" in at_hand and "adapters" in at_hand
+    lacking = section("Scores", lambda: 1 / 0, "turns scores", at_hand)
+    assert "scores" in lacking["blocks"][0]["text"] and lacking["blocks"][0]["kind"] == "missing"
+    assert section("Corpus", lambda: [text("x")], "turns", at_hand)["blocks"] == [text("x")]
 
 # %% ../nbs/14_report.ipynb #against_test
 def test_runs_are_compared_on_all_and_on_common_points():

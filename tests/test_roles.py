@@ -7,8 +7,8 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from deescal.core import project_root
-from deescal.corpus import read_transcripts
+from deescal.engine.files import project_root
+from deescal.read import read_transcripts
 
 # %% ../nbs/05b_roles.ipynb #assign_test
 def sample_turns(n=12): return read_transcripts(project_root()/"data/sample", n)[0]
