@@ -18,10 +18,11 @@ import polars as pl
 from tqdm import tqdm
 
 from deescal.audit import (
-    audit, duplicate_groups, find_loops, find_mixed, find_personal, find_rates, find_scenarios, find_text, find_times,
-    near_duplicates, shingles)
-from deescal.core import project_root
-from deescal.corpus import find_transcripts, read_folder, summarize_scenarios
+    audit, duplicate_groups, find_loops, find_mixed, find_personal, find_rates, find_scenarios, find_text,
+    find_times, near_duplicates, shingles)
+from deescal.engine.files import project_root
+from deescal.corpus import summarize_scenarios
+from deescal.read import find_transcripts, read_folder
 from deescal.examples import to_messages
 from deescal.roles import assign_roles
 

@@ -12,8 +12,8 @@ import json
 
 import polars as pl
 
-from deescal.core import project_root, write_text
-from deescal.corpus import read_folder
+from deescal.engine.files import project_root, write_text
+from deescal.read import read_folder
 from deescal.deidentify import deidentify
 
 SALT = "deescal personal data 2026"

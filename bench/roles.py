@@ -17,8 +17,8 @@ from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import GroupKFold
 
 from deescal.audit import DIVIDED, find_loops
-from deescal.core import project_root, write_text
-from deescal.corpus import read_folder
+from deescal.engine.files import project_root, write_text
+from deescal.read import read_folder
 from deescal.roles import ROLES, SPEAKER, WEIGHTS, assign_roles, speaker_matrix, speaker_numbers, terms_of, utterances
 
 SALT, TERMS, FOLDS, C = "deescal roles 2026", 1500, 10, 1.0

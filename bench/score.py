@@ -7,11 +7,12 @@ import sys
 import time
 
 from deescal.audit import duplicate_groups
-from deescal.core import project_root
-from deescal.corpus import assign_roles, read_transcripts
+from deescal.engine.files import project_root
+from deescal.read import read_transcripts
+from deescal.roles import assign_roles
 from deescal.examples import find_points, split_scenarios, to_messages
 from deescal.generate import generate
-from deescal.score import METRICS
+from deescal.metrics import METRICS
 
 
 def pairs(n):

@@ -27,8 +27,8 @@ def test_any_text_survives_the_tokenizer(text):
 def test_the_tokenizer_is_the_same_in_another_process():
     code = (
         """
-        from deescal.base import train_tokenizer
-        from deescal.core import digest
+        from deescal.chat import train_tokenizer
+        from deescal.engine.files import digest
         print(digest(train_tokenizer([f"word{i % 97} and {i % 31}" for i in range(2000)], 500)"""
         ".backend_tokenizer.to_str()))")
     said = {

@@ -4,6 +4,9 @@ import deescal.corpus as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/06_corpus.ipynb #test_imports
+from deescal.roles import assign_roles
+import json
+from deescal.read import read_folder
 import pytest
 
 from deescal.engine.files import project_root

@@ -4,6 +4,7 @@ import deescal.datacard as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/07d_datacard.ipynb #test_imports
+from deescal.clean import describe_corpora
 import pytest
 
 from deescal.cards import FIELDS, INTENDED, PROHIBITED

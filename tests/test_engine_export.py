@@ -4,6 +4,7 @@ import deescal.engine.export as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/appendix/A16_export.ipynb #test_imports
+from deescal.engine.lesson import assert_exported
 import json, os
 
 import pytest

@@ -4,6 +4,8 @@ import deescal.engine.files as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/appendix/A02_files.ipynb #test_imports
+import subprocess
+import sys
 import pytest
 from hypothesis import given, strategies as st
 

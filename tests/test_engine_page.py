@@ -36,7 +36,7 @@ def test_a_report_is_escaped_and_whole(tmp_path):
         {"kind": "text", "text": EVIL}, {"kind": "figure", "name": "f", "alt": EVIL, "caption": EVIL},
         {"kind": "table", "title": EVIL, "head": [EVIL], "numeric": [True], "rows": [[EVIL]]}]}]}))
     html = report_html(tmp_path, [(EVIL, "notebooks/x.html")])
-    assert "<script" not in html and html.count("alert(1)") == 9 and html.startswith("<!DOCTYPE html>")
+    assert "<script" not in html and html.count("alert(1)") == 13 and html.startswith("<!DOCTYPE html>")
 
 def test_prose_and_layout_render_anew_and_nothing_else_does(tmp_path, monkeypatch):
     path = lesson_file(tmp_path/"06_toy.ipynb", ("md", "one", [], []), ("code", "1", [], []))

@@ -4,6 +4,9 @@ import deescal.report as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/14_report.ipynb #test_imports
+from deescal.engine.run import Run
+import json
+from deescal.engine.files import project_root
 import io
 
 import pytest

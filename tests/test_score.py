@@ -4,6 +4,7 @@ import deescal.score as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/11_score.ipynb #test_imports
+from deescal.engine.run import Run
 import random, socket
 
 import pytest

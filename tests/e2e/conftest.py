@@ -31,7 +31,7 @@ class Checkout:
         self.env = os.environ | {"PYTHONPATH": str(root), "DEESCAL_ROOT": str(root)}
 
     def command(self, *args):
-        return [sys.executable, "-c", "from deescal.core import main; main()", *args]
+        return [sys.executable, "-m", "deescal.engine.cli", *args]
 
     def deescal(self, *args, ok=True):
         r = subprocess.run(self.command(*args), cwd=self.root, env=self.env, capture_output=True, text=True)

@@ -9,8 +9,10 @@ import pytest
 
 from deescal.audit import audit, duplicate_groups, near_duplicates
 from deescal.clean import clean
-from deescal.core import check_table
-from deescal.corpus import assign_roles, corpus_accounting, read_folder, summarize_scenarios
+from deescal.engine.tables import check_table
+from deescal.corpus import corpus_accounting, summarize_scenarios
+from deescal.read import read_folder
+from deescal.roles import assign_roles
 
 SAMPLE = [p.read_bytes() for p in sorted((Path(__file__).resolve().parents[2] / "data/sample").glob("*.csv"))]
 HEADER = "start_time,speaker_label,transcript"

@@ -4,10 +4,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from deescal.core import Run
-from deescal.finetune import RULE
+from deescal.engine.run import Run
+from deescal.planted import RULE
 from deescal.generate import load_system, model_replies
-from deescal.score import paired_test, rouge_l_scores
+from deescal.metrics import rouge_l_scores
+from deescal.score import paired_test
 
 
 @pytest.fixture(scope="module")

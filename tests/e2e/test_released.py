@@ -7,7 +7,9 @@ import pytest
 
 from deescal.audit import audit, near_duplicates
 from deescal.clean import clean, word_budget
-from deescal.corpus import assign_roles, corpus_accounting, find_transcripts, read_folder, summarize_scenarios
+from deescal.corpus import corpus_accounting, summarize_scenarios
+from deescal.read import find_transcripts, read_folder
+from deescal.roles import assign_roles
 
 DATA = os.environ.get("DEESCAL_DATA", "")
 pytestmark = pytest.mark.skipif(

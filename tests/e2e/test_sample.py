@@ -8,8 +8,10 @@ import pytest
 
 from deescal.audit import audit, duplicate_groups, find_loops, near_duplicates
 from deescal.clean import clean
-from deescal.core import resolve
-from deescal.corpus import assign_roles, read_folder, summarize_scenarios
+from deescal.engine.jobs import resolve
+from deescal.corpus import summarize_scenarios
+from deescal.read import read_folder
+from deescal.roles import assign_roles
 from deescal.examples import find_points, split_scenarios, to_messages
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data/sample"

@@ -171,7 +171,7 @@ def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_a
 
 
 def test_a_second_process_on_the_same_run_is_told_so(checkout):
-    code = (f"from deescal.core import Run, lock; import time; h = lock(Run('micro', root={str(checkout.root)!r})); "
+    code = (f"from deescal.engine.jobs import lock; from deescal.engine.run import Run; import time; h = lock(Run('micro', root={str(checkout.root)!r})); "
             "print('held', flush=True); time.sleep(60)")
     p = subprocess.Popen([sys.executable, "-c", code], env=checkout.env, stdout=subprocess.PIPE, text=True)
     try:
@@ -195,7 +195,7 @@ def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
     nb.cells.insert(
         -1, nbformat.v4.new_code_cell("#| test\ndef test_planted(): assert count_words() is None", id="planted"))
     nbformat.write(nb, nb_path)
-    subprocess.run([*c.command()[:2], "from deescal.house import export; export()"],
+    subprocess.run([*c.command()[:2], "from deescal.engine.export import export; export()"],
                    cwd=c.root, env=c.env, check=True, capture_output=True)
     r = subprocess.run([*c.command()[:1], "-m", "pytest", "-q", "tests/test_corpus.py"],
                        cwd=c.root, env=c.env, capture_output=True, text=True)
