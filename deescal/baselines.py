@@ -114,7 +114,7 @@ def baseline_replies(system, points, messages, seed):
 # %% ../nbs/09d_baselines.ipynb #without_model
 def without_model(said):
     "Baseline replies with the columns that only a model fills: one sample, no error, no tokens, no times."
-    empty = {"prompt_tokens": pl.Int64, "reply_tokens": pl.Int64, "first_s": pl.Float64, "reply_s": pl.Float64}
+    empty = {"input_tokens": pl.Int64, "reply_tokens": pl.Int64, "first_s": pl.Float64, "reply_s": pl.Float64}
     return said.with_columns(
         pl.lit(0, dtype=pl.Int64).alias("sample"), pl.lit("").alias("error"),
         *(pl.lit(None, dtype=t).alias(c) for c, t in empty.items()))

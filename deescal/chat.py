@@ -6,6 +6,8 @@
 __all__ = ['TEMPLATE_DATE', 'TEMPLATE', 'SYSTEM_PROMPT', 'train_tokenizer', 'ChatFormat', 'segments', 'left_edges']
 
 # %% ../nbs/08b_chat.ipynb #imports
+from fastcore.basics import patch
+
 from .engine.errors import DeescalError
 
 # %% ../nbs/08b_chat.ipynb #tokenizer
@@ -56,12 +58,12 @@ class ChatFormat:
         # some end the whole chat with one more token
         if not after_civilian.startswith(end): end = end.removesuffix(eos)
         asked, alone = self.render(chat[:1], add_generation_prompt=True), self.render(chat[:1])
-        prompt = asked.removeprefix(alone if asked.startswith(alone) else alone.removesuffix(eos))
+        answer = asked.removeprefix(alone if asked.startswith(alone) else alone.removesuffix(eos))
         ours = after_civilian.removeprefix(end)
-        if again != after_user or not end.strip() or not after_user.endswith(prompt) \
+        if again != after_user or not end.strip() or not after_user.endswith(answer) \
                 or not after_civilian.startswith(end) or not ours or not begin.endswith(ours):
             self._refuse("what it writes around a message depends on more than its role")
-        self.around = {"user": (ours, after_user.removesuffix(prompt)), "assistant": (prompt, end)}
+        self.around = {"user": (ours, after_user.removesuffix(answer)), "assistant": (answer, end)}
         self.begin = begin.removesuffix(ours)
         self.special = set(tokenizer.all_special_ids) | {
             i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
@@ -78,23 +80,27 @@ class ChatFormat:
             remedy="choose a model whose template writes one message after the other (an -Instruct model, mostly)")
 
 # %% ../nbs/08b_chat.ipynb #format_pieces
-def _ids(self, text, special=False):
+@patch
+def ids(self: ChatFormat, text, special=False):
     "Tokens of `text`; what looks like a special token is plain text unless `special`."
     return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
 
-def _opening(self, prompt):
+@patch
+def opening(self: ChatFormat, system_prompt):
     "Tokens that stand before the first message: the system prompt, or a first message that says the same."
     if "\ue002" in self.begin:
         before, after = self.begin.split("\ue002")
-        return self.ids(before, special=True) + self.ids(prompt) + self.ids(after, special=True)
-    return self.ids(self.begin, special=True) + sum(self.message("user", prompt), [])
+        return self.ids(before, special=True) + self.ids(system_prompt) + self.ids(after, special=True)
+    return self.ids(self.begin, special=True) + sum(self.message("user", system_prompt), [])
 
-def _message(self, role, text):
+@patch
+def message(self: ChatFormat, role, text):
     "Tokens of one message: (before, content, after)."
     before, after = self.around[role]
     return self.ids(before, special=True), self.ids(text.strip()), self.ids(after, special=True)
 
-def _check(self):
+@patch
+def _check(self: ChatFormat):
     "Refuse a template whose pieces, encoded one by one, are not what the whole is."
     chat = [("user", "Step back, sir!"), ("assistant", "why? I'm..."), ("user", "2 steps."), ("assistant", "OK")]
     system = [{"role": "system", "content": "You are Dale."}] if "\ue002" in self.begin else [
@@ -107,8 +113,6 @@ def _check(self):
     eos = self.tokenizer.eos_token or ""
     if pieces not in (self.ids(whole, special=True), self.ids(whole.removesuffix(eos), special=True)):
         self._refuse("its pieces are not tokens of the whole")
-
-ChatFormat.ids, ChatFormat.opening, ChatFormat.message, ChatFormat._check = _ids, _opening, _message, _check
 
 # %% ../nbs/08b_chat.ipynb #prompt
 SYSTEM_PROMPT = (

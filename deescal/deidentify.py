@@ -273,7 +273,7 @@ _BREAK = "\n\x1e\n"
 def deidentify_once(turns):
     "One pass of `deidentify`, the same three tables after it: enough to count what there is."
     turns, found = mask_forms(turns)
-    common, texts, speakers, key, named = _common_words(), [], [], [], []
+    common, texts, key, named = _common_words(), [], [], []
     scenes = turns.with_columns(suspect=_may_name(turns)).with_row_index("at").group_by(
         "scenario_id", maintain_order=True).agg("at", "turn", "speaker_label", "text", "suspect")
     for sid, at, numbers, who, said, suspect in scenes.iter_rows():  # a loop over scenarios: each has its own names

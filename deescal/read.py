@@ -7,14 +7,14 @@ __all__ = ['COLUMNS', 'PLATFORMS', 'decode', 'read_records', 'count_records', 'p
            'raw_sha256', 'read_folder', 'read_transcripts', 'require_turns']
 
 # %% ../nbs/05a_read.ipynb #imports
-import csv, hashlib, io, itertools, os, re, sys
+import contextlib, csv, hashlib, io, itertools, os, re, sys
 from pathlib import Path
 
 import polars as pl
-from tqdm import tqdm
 
 from .engine.errors import InputError
 from .engine.files import digest, safe_id
+from .engine.progress import tqdm
 from .engine.tables import TABLES
 from .text import count_tokens, count_words
 
@@ -42,12 +42,21 @@ def decode(data):
 
 # %% ../nbs/05a_read.ipynb #read_records
 _ROW_START = re.compile(r'"?[0-9]{1,3}:[0-9]{2}(?::[0-9]{2})?"?,')
-csv.field_size_limit(sys.maxsize)  # fields of hundreds of kilobytes; the default stops at 128 KiB
+
+@contextlib.contextmanager
+def _long_fields():
+    "Let the csv module read fields of hundreds of kilobytes; its default, which others may rely on, is 128 KiB."
+    before = csv.field_size_limit(sys.maxsize)
+    try: yield
+    finally: csv.field_size_limit(before)
 
 def read_records(text):
-    """Records of a CSV text as (line, fields, raw).
+    """Records of a CSV text as a list of (line, fields, raw).
 
     `fields` is None where a quote is never closed. Lines count from 1; blank ones are passed over."""
+    with _long_fields(): return list(_records(text))
+
+def _records(text):
     lines, at = io.StringIO(text, newline="").readlines(), 0
     if lines and not lines[-1].endswith(("\n", "\r")): lines[-1] += "\n"
     while at < len(lines):  # a loop over rows: the csv module is an iterator, and a stray quote sends it back
@@ -89,7 +98,7 @@ def parse_file(data):
     text, encoding = decode(data)
     n = count_records(text)
     if n == 0: return [], [(0, "file", "empty_file", f"{len(data)} bytes", "")], 0, encoding
-    records = read_records(text)
+    records = iter(read_records(text))
     line, header, raw = next(records)
     names = [h.replace("\0", "").strip().lower() for h in header or []]
     missing = [c for c in COLUMNS if c not in names]
@@ -190,7 +199,7 @@ def read_folder(
     scenarios=0,   # read only the first that many files (0: all)
     progress=False # show a progress bar
 ):
-    """Read released transcripts: (turns without roles, rejects, files), as declared in the stages.
+    """Read released transcripts: (turns without roles, rejects, files), tables as 06 declares them.
 
     Nothing is dropped unseen."""
     rows, rejects, files = [], [], []

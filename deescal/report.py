@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'QUANTILES', 'HEADINGS', 'compare', 'our_scores', 'incomparable', 'corpus_table', 'length_table', 'cell_text',
-           'save_table', 'coverage_line', 'sideways', 'text', 'figure', 'table', 'Section', 'tables_at_hand', 'section',
-           'point_scores', 'compare_runs', 'wide_table', 'scenario_spread', 'corpus_lines', 'summary_text']
+           'save_table', 'coverage_line', 'sideways', 'text_block', 'figure_block', 'table_block', 'Section',
+           'tables_at_hand', 'section', 'point_scores', 'compare_runs', 'wide_table', 'scenario_means', 'corpus_lines',
+           'summary_text']
 
 # %% ../nbs/14_report.ipynb #imports
 import re
@@ -185,7 +186,7 @@ def sideways(df, key):
     """A table of few rows and many columns, turned: one row a column of `df`, one column a row; long hashes are
     shortened."""
     names = df[key].to_list()
-    def text(v):
+    def text_block(v):
         if isinstance(v, float): return f"{v:.4g}"
         return v[:12] if isinstance(v, str) and re.fullmatch(r"[0-9a-f]{40,64}", v) else cell_text(v)
     return pl.DataFrame(
@@ -193,11 +194,11 @@ def sideways(df, key):
         schema={"what": pl.String, **{n: pl.String for n in names}})
 
 # %% ../nbs/14_report.ipynb #blocks
-def text(words): return {"kind": "text", "text": words}
+def text_block(words): return {"kind": "text", "text": words}
 
-def figure(name, alt, caption=""): return {"kind": "figure", "name": name, "alt": alt, "caption": caption}
+def figure_block(name, alt, caption=""): return {"kind": "figure", "name": name, "alt": alt, "caption": caption}
 
-def table(df, title=""):
+def table_block(df, title=""):
     "A table as a block: headings, which columns are numbers, cells as text."
     return {"kind": "table", "title": title, "head": [c.replace("_", " ") for c in df.columns],
             "numeric": [df.schema[c].is_numeric() for c in df.columns],
@@ -282,8 +283,8 @@ def wide_table(table):
         for (n, v), c in rows.items()]
     return pl.DataFrame(out)
 
-# %% ../nbs/14_report.ipynb #spread
-def scenario_spread(scores, order):
+# %% ../nbs/14_report.ipynb #scenario_means
+def scenario_means(scores, order):
     "ROUGE-L x 100 by system, with points pooled and scenario by scenario."
     in_order = {"maintain_order": True}  # a sum of floats depends on the order of its terms
     by_scenario = scores.group_by("system_id", "scenario_id", **in_order).agg(

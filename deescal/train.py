@@ -94,7 +94,7 @@ def last_whole_checkpoint(
 # %% ../nbs/08c_train.ipynb #callbacks
 def _callbacks(steps, label):
     "What is done while training: seal each checkpoint, show a progress bar."
-    from tqdm.auto import tqdm
+    from deescal.engine.progress import tqdm
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -184,7 +184,7 @@ def train(
     """Train `model`: (the model with its best weights, losses, best step).
 
     `losses` has the columns step, split (train, validation) and loss (nats a token)."""
-    import torch, transformers
+    import transformers
     from safetensors import SafetensorError
     quiet()
     large = model.num_parameters() > 1e8

@@ -22,17 +22,17 @@ talk = [(i, "user" if i % 2 == 0 else "assistant", f"Step back {i}." if i % 2 ==
 def test_a_prompt_fits_begins_with_the_system_prompt_and_sees_only_the_past(length, point):
     from deescal.chat import SYSTEM_PROMPT
     number = 2 * point - 1
-    [ids] = scenario_prompts(toy_format, talk, [number], length, 20)
+    [ids] = scenario_inputs(toy_format, talk, [number], length, 20)
     opening, answer = toy_format.opening(SYSTEM_PROMPT), toy_format.message("assistant", "")[0]
     assert len(ids) <= length - 20 and ids[:len(opening)] == opening and ids[-len(answer):] == answer
     asked = sum(toy_format.message("user", f"Step back {number - 1}."), [])
     assert ids[:-len(answer)][-len(asked):] == asked, "what is answered comes last, whole"
     hidden = [(i, r, t if i < number else "SECRET") for i, r, t in talk]
-    assert scenario_prompts(toy_format, hidden, [number], length, 20) == [ids]
-    assert scenario_prompts(toy_format, talk, list(range(1, 60, 2)), length, 20)[point - 1] == ids
+    assert scenario_inputs(toy_format, hidden, [number], length, 20) == [ids]
+    assert scenario_inputs(toy_format, talk, list(range(1, 60, 2)), length, 20)[point - 1] == ids
 
 def test_the_left_edge_stays_for_a_while_and_then_jumps():
-    prompts = scenario_prompts(toy_format, talk, list(range(1, 60, 2)), 300, 20)
+    prompts = scenario_inputs(toy_format, talk, list(range(1, 60, 2)), 300, 20)
     sizes = np.array([len(p) for p in prompts])
     jumps = np.flatnonzero(np.diff(sizes) < 0)
     assert 1 < len(jumps) < 8, "it jumps now and then, not at every point"

@@ -80,10 +80,10 @@ def test_the_coverage_line_says_what_is_learned_and_what_a_cut_keeps():
 
 # %% ../nbs/14_report.ipynb #blocks_test
 def test_a_block_holds_text_as_it_is_and_numbers_as_they_read():
-    block = table(pl.DataFrame({"label_x": [EVIL], "n": [1234567]}), EVIL)
+    block = table_block(pl.DataFrame({"label_x": [EVIL], "n": [1234567]}), EVIL)
     assert block["rows"] == [[EVIL, "1,234,567"]] and block["numeric"] == [False, True] and block["head"][0] == "label x"
     assert json.loads(json.dumps(block)) == block
-    shown = Section(heading=EVIL, blocks=[block, text(EVIL), figure("f", EVIL)])._repr_markdown_()
+    shown = Section(heading=EVIL, blocks=[block, text_block(EVIL), figure_block("f", EVIL)])._repr_markdown_()
     assert "<script" not in shown and "1,234,567" in shown
 
 # %% ../nbs/14_report.ipynb #missing_test
@@ -92,7 +92,7 @@ def test_what_a_failed_job_would_have_written_is_not_read_and_is_named():
     assert "scores" not in at_hand and "turns" in at_hand and "adapters" in at_hand
     lacking = section("Scores", lambda: 1 / 0, "turns scores", at_hand)
     assert "scores" in lacking["blocks"][0]["text"] and lacking["blocks"][0]["kind"] == "missing"
-    assert section("Corpus", lambda: [text("x")], "turns", at_hand)["blocks"] == [text("x")]
+    assert section("Corpus", lambda: [text_block("x")], "turns", at_hand)["blocks"] == [text_block("x")]
 
 # %% ../nbs/14_report.ipynb #against_test
 def test_runs_are_compared_on_all_and_on_common_points():
