@@ -186,11 +186,11 @@ def sideways(df, key):
     """A table of few rows and many columns, turned: one row a column of `df`, one column a row; long hashes are
     shortened."""
     names = df[key].to_list()
-    def text_block(v):
+    def shown(v):
         if isinstance(v, float): return f"{v:.4g}"
         return v[:12] if isinstance(v, str) and re.fullmatch(r"[0-9a-f]{40,64}", v) else cell_text(v)
     return pl.DataFrame(
-        [(c.replace("_", " "), *map(text, df[c])) for c in df.columns if c != key], orient="row",
+        [(c.replace("_", " "), *map(shown, df[c])) for c in df.columns if c != key], orient="row",
         schema={"what": pl.String, **{n: pl.String for n in names}})
 
 # %% ../nbs/14_report.ipynb #blocks

@@ -23,12 +23,32 @@ def copy_checkout(target):
     return target
 
 
+NOTE_LOADED = """
+import atexit, os, sys
+from pathlib import Path
+
+def note():
+    "Which modules of ours a job's kernel had loaded when it ended."
+    job, root = os.environ.get("DEESCAL_JOB"), os.environ.get("DEESCAL_ROOT")
+    if job and root and "ipykernel" in sys.modules:
+        names = [m.removeprefix("deescal").lstrip(".") for m in list(sys.modules) if m.split(".")[0] == "deescal"]
+        folder = Path(root) / "loaded"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{job}.txt").write_text("\\n".join(sorted(names)))
+
+atexit.register(note)
+"""
+
+
 class Checkout:
     "A copy of the project in which commands run in processes of their own."
 
     def __init__(self, root):
         self.root = root
-        self.env = os.environ | {"PYTHONPATH": str(root), "DEESCAL_ROOT": str(root)}
+        hooks = root / ".hooks"
+        hooks.mkdir(exist_ok=True)
+        (hooks / "sitecustomize.py").write_text(NOTE_LOADED)
+        self.env = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{hooks}", "DEESCAL_ROOT": str(root)}
 
     def command(self, *args):
         return [sys.executable, "-m", "deescal.engine.cli", *args]
