@@ -32,6 +32,10 @@ for job in jobs:
         input: [stamp(a) for a in job_after(job, jobs)]
         output: touch(stamp(job))
         threads: job.resources["threads"]
-        resources: mem_mb=job.resources["mem_mb"], runtime=job.resources["runtime"], gpu=job.resources["gpu"]
+        # a job that is run again gets more; the default arguments bind this job's own numbers
+        resources:
+            mem_mb=lambda wildcards, attempt, mb=job.resources["mem_mb"]: mb * attempt,
+            runtime=lambda wildcards, attempt, minutes=job.resources["runtime"]: minutes * attempt,
+            gpu=job.resources["gpu"]
         params: python=shlex.quote(sys.executable), job=job.name, request=str((run.data / "request.json").relative_to(run.root))
         shell: "{params.python} -m deescal.engine.cli job {params.job} --request {params.request}"

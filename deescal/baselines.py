@@ -14,7 +14,7 @@ from rapidfuzz.distance import LCSseq
 
 from .engine.errors import DeescalError, did_you_mean
 from .engine.files import derive_seed
-from .metrics import encode_tokens, rouge_tokens
+from .rouge import encode_tokens, rouge_tokens
 
 # %% ../nbs/09d_baselines.ipynb #best_constant
 def best_constant(

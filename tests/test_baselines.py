@@ -9,7 +9,7 @@ import random
 import pytest
 
 from deescal.engine.tables import TABLES
-from deescal.metrics import rouge_l_scores
+from deescal.rouge import rouge_l_scores
 
 # %% ../nbs/09d_baselines.ipynb #toy
 from deescal.planted import toy_chats

@@ -22,12 +22,14 @@ def lesson_file(path, *cells):
 
 def test_a_page_runs_nothing_and_shows_each_thing_once(tmp_path):
     out = [nbformat.v4.new_output("stream", name="stdout", text=EVIL),
-           nbformat.v4.new_output("display_data", data={"text/html": f"<b>bold</b>{EVIL}"})]
+           nbformat.v4.new_output("display_data", data={
+               "text/html": f"<b>bold</b><style>x</style><table></table><a href='javascript:alert(2)'>a</a>{EVIL}"})]
     path = lesson_file(
         tmp_path/"06_toy.ipynb", ("md", f"# Title {EVIL}", [], []), ("code", "n: int = 3", ["parameters"], []),
         ("code", "#| export\ndef f(): pass", [], []), ("code", "print(1)", [], out), ("code", "#| test\ndef test_x(): pass", [], []))
     html = to_html(lesson_cells(path, read_executed(path), {"n": 4}), f"T {EVIL}")
     assert "<script" not in html and "alert(1)" in html and "#|" not in html and "<b>bold</b>" in html
+    assert "<h1" in html and "<table>" in html and "javascript:" not in re.sub(r">[^<]*<", "><", html)
     assert "<details" in html and "given in this run" in html and re.sub("<[^>]+>", "", html).count("n = 4") == 1
 
 def test_a_report_is_escaped_and_whole(tmp_path):

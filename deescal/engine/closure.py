@@ -7,6 +7,8 @@ __all__ = ['code_sha256', 'module_path', 'imported_modules', 'import_closure', '
 
 # %% ../../nbs/appendix/A08_closure.ipynb #imports
 import ast
+from functools import lru_cache
+from pathlib import Path
 
 from .files import digest
 
@@ -55,6 +57,15 @@ def imported_modules(tree, package):
         found |= {n.removeprefix("deescal").lstrip(".") for n in names if n.split(".")[0] == "deescal"}
     return found
 
+@lru_cache(maxsize=None)
+def _read_module(path, mtime_ns, name):
+    "(hash, imported modules, tables named) of a module; read once for as long as its file is the same."
+    source = Path(path).read_text(encoding="utf-8")
+    tree, package = ast.parse(source), name if path.endswith("__init__.py") else name.rpartition(".")[0]
+    named = {n.slice.value for n in ast.walk(tree) if isinstance(n, ast.Subscript)
+             and getattr(n.value, "id", "") == "TABLES" and isinstance(n.slice, ast.Constant)}
+    return code_sha256(source, package), imported_modules(tree, package), named
+
 def import_closure(modules, root):
     """The modules of this library that `modules` import, directly or not, themselves included: name -> SHA-256.
 
@@ -64,20 +75,12 @@ def import_closure(modules, root):
         name = todo.pop()
         path = module_path(name, root)
         if name in seen or path is None: continue
-        source = path.read_text(encoding="utf-8")
-        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        seen[name] = code_sha256(source, package)
-        parents = [".".join(name.split(".")[:i]) for i in range(name.count(".") + 1)]
-        todo += [*imported_modules(ast.parse(source), package), *parents]
+        seen[name], imported, _ = _read_module(str(path), path.stat().st_mtime_ns, name)
+        todo += [*imported, *(".".join(name.split(".")[:i]) for i in range(name.count(".") + 1))]
     return dict(sorted(seen.items()))
 
 # %% ../../nbs/appendix/A08_closure.ipynb #named
 def tables_named(modules, root):
     "Names of the tables whose schema the code of `modules` looks up, as in `TABLES[\"turns\"]`."
-    found = set()
-    for name in modules:
-        for node in ast.walk(ast.parse(module_path(name, root).read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Subscript) and getattr(node.value, "id", "") == "TABLES" \
-                    and isinstance(node.slice, ast.Constant):
-                found.add(node.slice.value)
-    return sorted(found)
+    paths = [(name, module_path(name, root)) for name in modules]
+    return sorted(set().union(*(_read_module(str(p), p.stat().st_mtime_ns, name)[2] for name, p in paths)))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'notebook_cells', 'directives', 'tagged', 'cell_kind', 'notebooks_folder', 'lessons', 'stage_name',
-           'module_name', 'declaration', 'Parameter', 'notebook_parameters', 'check_value']
+           'module_name', 'import_nbformat', 'declaration', 'state', 'Parameter', 'notebook_parameters', 'check_value']
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #imports
-import ast, json, re
+import ast, json, re, sys
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -67,9 +67,20 @@ def module_name(path):
     found = (re.match(r"#\|\s*default_exp ([\w.]+)", c["source"]) for c in notebook_cells(path))
     return next((m[1] for m in found if m), None)
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #nbformat
+def import_nbformat():
+    "The module nbformat, without the grammar of internationalised addresses, which takes seconds and is never used."
+    sys.modules.setdefault("rfc3987_syntax", None)  # makes its import fail, which jsonschema expects
+    import nbformat, nbformat.v4
+    return nbformat
+
 # %% ../../nbs/appendix/A03_notebooks.ipynb #declaration
 def declaration(path):
     "What a notebook declares of itself in its cell tagged `stage`: name -> literal; empty where it is no stage."
+    return _declaration(str(path), Path(path).stat().st_mtime_ns)
+
+@lru_cache(maxsize=None)
+def _declaration(path, mtime_ns):
     out = {}
     for node in ast.parse(tagged(path, "stage")).body:
         try: out[node.targets[0].id] = ast.literal_eval(node.value)
@@ -78,6 +89,10 @@ def declaration(path):
                 "a stage declares itself in literals", where=f"{path}, line {node.lineno} of the cell tagged 'stage'",
                 remedy='write it as STAGE = {"question": "..."} and TABLES = {"name": "..."}') from None
     return out
+
+def state(paths):
+    "Which files these are and when each was changed: what is read from them holds for as long as this is the same."
+    return tuple((str(p), p.stat().st_mtime_ns) for p in paths)
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #parameters
 class Parameter(NamedTuple):

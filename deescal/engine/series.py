@@ -10,11 +10,13 @@ __all__ = ['RESOURCES', 'STAGES', 'Stage', 'read_stage', 'in_order', 'read_stage
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
 from .errors import DeescalError, did_you_mean
-from .notebooks import declaration, lessons, notebook_cells, notebook_parameters, notebooks_folder, stage_name
+from .notebooks import (
+    declaration, lessons, notebook_cells, notebook_parameters, notebooks_folder, stage_name, state)
 from .tables import TABLES
 
 # %% ../../nbs/appendix/A09_series.ipynb #stages
@@ -74,7 +76,10 @@ def in_order(stages):
 
 def read_stages(folder=None):
     "The stages that the notebooks of `folder` declare, in the order of execution: name -> `Stage`."
-    return in_order([s for s in map(read_stage, lessons(folder)) if s])
+    return _read_stages(state(lessons(folder)))
+
+@lru_cache(maxsize=8)
+def _read_stages(notebooks): return in_order([s for path, _ in notebooks if (s := read_stage(Path(path)))])
 
 # %% ../../nbs/appendix/A09_series.ipynb #series
 class _Series(Mapping):

@@ -9,11 +9,12 @@ __all__ = ['ACCOUNTING', 'TABLES', 'Column', 'Table', 'parse_table', 'declared_t
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import polars as pl
 
 from .errors import TableError, did_you_mean
-from .notebooks import declaration, lessons, stage_name
+from .notebooks import declaration, lessons, stage_name, state
 
 # %% ../../nbs/appendix/A04_tables.ipynb #schema
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ ACCOUNTING = """(stage unit measure reason) records in, out, repaired and reject
 
 def declared_tables(folder=None):
     "All tables that the notebooks of `folder` declare: name -> `Table`."
+    return _declared_tables(state(lessons(folder)))
+
+@lru_cache(maxsize=8)
+def _declared_tables(notebooks):
     found = {"accounting": parse_table("accounting", "every stage", ACCOUNTING)}
-    for path in lessons(folder):
+    for path, _ in notebooks:
         for name, text in declaration(path).get("TABLES", {}).items():
             if name in found:
                 raise TableError(f"two stages declare the table {name!r}", where=path, remedy="rename one of them")

@@ -30,7 +30,7 @@ from pathlib import Path
 def note():
     "Which modules of ours a job's kernel had loaded when it ended."
     job, root = os.environ.get("DEESCAL_JOB"), os.environ.get("DEESCAL_ROOT")
-    if job and root and "ipykernel" in sys.modules:
+    if job and root and "ipykernel_launcher" in "".join(sys.argv[:1]):
         names = [m.removeprefix("deescal").lstrip(".") for m in list(sys.modules) if m.split(".")[0] == "deescal"]
         folder = Path(root) / "loaded"
         folder.mkdir(exist_ok=True)

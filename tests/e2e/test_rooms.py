@@ -28,7 +28,8 @@ def imports():
     for name, path in known.items():
         tree = ast.parse(path.read_text())
         found = imported_modules(tree, name.rpartition(".")[0])
-        if any(isinstance(n, ast.JoinedStr) and "deescal." in ast.unparse(n) for n in ast.walk(tree)):
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and "import_module" in ast.unparse(n.func)]
+        if any(isinstance(a, ast.JoinedStr) for c in calls for a in c.args):
             found |= {s.name for s in STAGES.values()}  # import_module(f"deescal.{stage}")
         out[name] = found & set(known) - {name}
     return out

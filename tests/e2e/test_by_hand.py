@@ -1,0 +1,119 @@
+"Every notebook run by hand, by plain papermill: on real data no word of it shows, and a finished run is not spoilt."
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from deescal.engine.notebooks import lessons, notebook_parameters, tagged
+from deescal.engine.series import read_stages
+
+CANARY, NAME = "zebraquartz", "Quagmirella"
+# what makes a stage quick; everything else is its defaults
+QUICK = {
+    "base": {"steps": 4, "report_steps": 2, "vocabulary": 600}, "finetune": {"epochs": 0.2, "report_steps": 2},
+    "generate": {"max_new_tokens": 4}, "examples": {"test_fraction": 0.3, "validation_fraction": 0.2}}
+
+
+def papermill(checkout, notebook, out, **parameters):
+    given = [a for k, v in parameters.items() for a in ("-p", k, str(v))]
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", *given,
+               f"nbs/{notebook}.ipynb", str(out)]
+    return subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
+
+
+def shown(path):
+    "Everything that the cells of an executed notebook show, pictures left out."
+    nb = nbformat.read(path, as_version=4)
+    return json.dumps([c.get("outputs", []) for c in nb.cells if c.cell_type == "code"])
+
+
+@pytest.fixture(scope="module")
+def canary(checkout):
+    "A corpus that is not the fiction that ships: six dialogues in which every turn holds a word to be looked for."
+    folder = checkout.root / "data/canary"
+    folder.mkdir()
+    for k in range(6):
+        rows = [f'0:{i % 60:02},{"[Officer]" if i % 2 else NAME},"{CANARY} number {k} {i}, will you {i * k} step back?"'
+                for i in range(30)]
+        (folder / f"youtube_{k}.csv").write_text("start_time,speaker_label,transcript\n" + "\n".join(rows) + "\n")
+    return checkout
+
+
+def test_no_notebook_run_by_hand_shows_a_word_of_real_data(canary, tmp_path):
+    """Every stage in order, by plain papermill, with nothing but the data and a name: dialogue is hidden by default,
+    and asking for it does not help."""
+    for stage in read_stages(canary.root / "nbs").values():
+        declared = notebook_parameters(canary.root / f"nbs/{stage.notebook}.ipynb")
+        wanted = {"data": "data/canary", "show_text": True, "run_name": "canary", "lesson": False} | QUICK.get(stage.name, {})
+        parts = [{"system": "baselines"}, {"system": "tiny-tuned", "model": "tiny", "source": "tiny", "variant": "tuned"},
+                 {"system": "tiny-base", "model": "tiny", "source": "tiny", "variant": "base"}] \
+            if stage.per == "system" else [{}]
+        for part in parts:
+            out = tmp_path / f"{stage.notebook}{part.get('system', '')}.ipynb"
+            given = {k: v for k, v in (wanted | part).items() if k in declared}
+            r = papermill(canary, stage.notebook, out, **given)
+            assert r.returncode == 0, f"{stage.notebook}: {r.stderr[-2000:]}"
+            text = shown(out)
+            assert CANARY not in text and NAME not in text and "Fictional" not in text, stage.notebook
+    folder = canary.root / "figures/canary"
+    for p in folder.rglob("*"):
+        if p.suffix in (".json", ".csv", ".md", ".tex", ".txt", ".svg"):
+            assert CANARY not in p.read_text() and NAME not in p.read_text(), p
+
+
+def test_the_same_by_hand_on_fiction_shows_it_where_it_is_asked_for(checkout, tmp_path):
+    given = {"run_name": "by_hand", "data": "data/planted", "lesson": False}
+    for wanted in (False, True):
+        r = papermill(checkout, "06_corpus", tmp_path / "o.ipynb", show_text=wanted, **given)
+        assert r.returncode == 0 and ("He is old." in shown(tmp_path / "o.ipynb")) == wanted, r.stderr[-2000:]
+
+
+@pytest.mark.parametrize("parameter, value, words", [
+    ("scenarios", "-5", ["06_corpus", "scenarios is -5", "0.."]),
+    ("scenarios", "abc", ["scenarios is 'abc'", "of type str", "int"]),
+    ("lesson", "false", ["lesson is 'false'", "True or False"])])
+def test_a_wrong_parameter_by_hand_is_named(checkout, tmp_path, parameter, value, words):
+    r = papermill(checkout, "06_corpus", tmp_path / "o.ipynb", **{"run_name": "by_hand", parameter: value})
+    assert r.returncode and all(w in r.stderr for w in words), r.stderr[-1500:]
+
+
+def test_lesson_false_by_hand_leaves_out_the_examples(checkout, tmp_path):
+    r = papermill(checkout, "08_examples", tmp_path / "o.ipynb", run_name="micro", lesson=False)
+    assert r.returncode == 0, r.stderr[-1500:]
+    nb = nbformat.read(tmp_path / "o.ipynb", as_version=4)
+    examples = [c for c in nb.cells if "example" in c.metadata.get("tags", [])]
+    assert examples and not any(c.outputs for c in examples)
+    checkout.reproduce()  # what was written by hand is made again
+
+
+def test_a_run_by_hand_does_not_spoil_a_finished_run(checkout, tmp_path):
+    "Its record is dropped, so the series makes it again, and the tables are those of the profile."
+    tables, before = checkout.tables(), checkout.records()
+    r = papermill(checkout, "07_audit", tmp_path / "o.ipynb", run_name="micro", lesson=False, min_shared=3)
+    assert r.returncode == 0, r.stderr[-1500:]
+    assert checkout.deescal("verify", "--profile", "micro", ok=False).returncode == 1
+    checkout.reproduce()
+    assert checkout.ran(before) == {"07_audit"} and checkout.tables() == tables
+
+
+def test_papermill_with_a_jobs_parameter_file_writes_the_same_tables(checkout, tmp_path):
+    before = checkout.tables()
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", "-f",
+               "data/runs/micro/params/08_examples.yml", "nbs/08_examples.ipynb", str(tmp_path / "out.ipynb")]
+    r = subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert checkout.tables() == before
+    checkout.reproduce()
+
+
+LIBRARY = [p.stem for p in lessons() if not tagged(p, "stage")] + [
+    f"appendix/{p.stem}" for p in sorted((lessons()[0].parent / "appendix").glob("*.ipynb"))]
+
+
+@pytest.mark.parametrize("name", LIBRARY)
+def test_a_lesson_that_is_no_stage_is_executed_to_a_page(checkout, name):
+    out = checkout.deescal("lesson", name)
+    page = (checkout.root / f"figures/lessons/{name.split('/')[-1]}.html").read_text()
+    assert "<h1" in page and "Traceback" not in page and "rendered" in out.stdout
