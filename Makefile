@@ -7,6 +7,7 @@ SET ?=
 TORCH ?= auto
 TORCH_INDEX ?=
 UPGRADE ?=
+WORKERS ?= 2
 # in the conda environment of environment.yml that one, elsewhere one of our own; VENV=$CONDA_PREFIX names any other
 VENV ?= $(if $(filter deescal,$(CONDA_DEFAULT_ENV)),$(CONDA_PREFIX),.venv)
 # packages in the user's home folder would come before those of a conda environment
@@ -24,11 +25,11 @@ reproduce: env   ## run the series on a profile; only what changed is executed
 check: env       ## what a run lacks and what it will do, before it does it
 	@$(BIN)/deescal check $(ARGS)
 test: env        ## every fast test
-	@$(BIN)/python -m pytest -m "not slow"
-test-all: env    ## the long ones too
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
+test-all: env    ## the long ones too, and which were the slowest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 lab: env         ## open JupyterLab on the index
-	@$(BIN)/python -m jupyterlab nbs/index.ipynb
+	@$(BIN)/python -m jupyterlab --config jupyter_config.py nbs/index.ipynb
 publish: env     ## copy a finished sample run to figures/published/
 	@$(BIN)/deescal publish $(ARGS)
 verify: env      ## compare a run with its recorded hashes and with the published tables

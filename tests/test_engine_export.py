@@ -75,6 +75,22 @@ def test_a_file_that_no_notebook_makes_is_found(project, capsys):
     (root/"deescal"/"orphan.py").write_text("x = 1\n")
     assert stale_files(root) == 1 and "orphan.py (no notebook makes it)" in capsys.readouterr().out
 
+# %% ../nbs/appendix/A16_export.ipynb #saved_test
+def test_a_notebook_saved_after_a_run_is_stale_and_export_mends_it(project, capsys):
+    root = project()
+    path = next((root/"nbs").glob("0*.ipynb"))
+    export(root)
+    assert stale_files(root) == 0
+    nb = json.loads(path.read_text())
+    one = next(c for c in nb["cells"] if c["cell_type"] == "code")
+    one |= {"execution_count": 3, "outputs": [{"output_type": "stream", "name": "stdout", "text": ["x"]}]}
+    one["metadata"] = {"tags": ["example"], "execution": {"iopub.status.busy": "now"}}
+    nb["metadata"]["kernelspec"]["display_name"] = "Python 3 (ipykernel)"
+    path.write_text(json.dumps(nb))
+    assert stale_files(root) and "run make export" in capsys.readouterr().out
+    export(root)
+    assert stale_files(root) == 0 and '"example"' in path.read_text()
+
 # %% ../nbs/appendix/A16_export.ipynb #lock_test
 def test_a_lock_is_resolved_from_the_settings_with_torch_as_pinned():
     settings = "[DEFAULT]\ntorch = 2.13.0\nrequirements = torch>=2.13 polars>=2.1,<3\ndev_requirements = build>=1.6\n"

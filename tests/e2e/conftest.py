@@ -1,4 +1,5 @@
 "A checkout of its own, and one finished micro run in it, shared by all end-to-end tests."
+import fcntl
 import json
 import os
 import shutil
@@ -82,7 +83,18 @@ def new_checkout(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def checkout(tmp_path_factory):
-    c = Checkout(copy_checkout(tmp_path_factory.mktemp("checkout")))
-    c.first_output = c.reproduce().stdout
+def checkout(tmp_path_factory, request):
+    """A checkout with a finished micro run, one for each worker of pytest-xdist. The run is made once: the first worker
+    that needs it makes it, the others wait and take a copy."""
+    workers = hasattr(request.config, "workerinput")
+    shared = (tmp_path_factory.getbasetemp().parent if workers else tmp_path_factory.getbasetemp()) / "finished"
+    with open(f"{shared}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "first_output").is_file():
+            c = Checkout(copy_checkout(shared))
+            (shared / "first_output").write_text(c.reproduce().stdout)
+    root = tmp_path_factory.mktemp("checkout") / "deescal"
+    shutil.copytree(shared, root, symlinks=True)
+    c = Checkout(root)
+    c.first_output = (root / "first_output").read_text()
     return c
