@@ -118,7 +118,7 @@ def attach_to(model, source):
     if missing:
         raise DeescalError(
             f"{type(model).__name__} has no {', '.join(missing)}", where=f"models: {source}",
-            remedy="its layers have other names: add it to REGISTRY in 08b_base with the names that it has")
+            remedy="its layers have other names: add it to REGISTRY in 08d_base with the names that it has")
     return list(wanted)
 
 def check_model(config, tokenizer, source, folder=None):

@@ -14,7 +14,7 @@ import yaml
 from .errors import DeescalError, host_error
 from .files import atomic, digest, write_text
 from .jobs import fingerprint, hold, outputs, page_fingerprint, page_stale, read_record, stale
-from .notebooks import cell_kind, notebook_cells
+from .notebooks import cell_kind, import_nbformat, notebook_cells
 from .provenance import hardware
 
 # %% ../../nbs/appendix/A13_execute.ipynb #prepare
@@ -25,7 +25,7 @@ def kinds_to_run(lesson, only_page):
 
 def prepare_notebook(path, kinds):
     "The code cells of `kinds` of the notebook at `path`, ready for papermill."
-    import nbformat
+    nbformat = import_nbformat()
     nb = nbformat.read(path, as_version=4)
     kept = {c["id"] for c in notebook_cells(path) if cell_kind(c) in kinds}
     nb.cells = [c for c in nb.cells if c.id in kept]
@@ -34,7 +34,7 @@ def prepare_notebook(path, kinds):
 # %% ../../nbs/appendix/A13_execute.ipynb #settle
 def settle_streams(outputs):
     "Outputs of a cell with each stream in one piece and of a progress bar what stood there last."
-    import nbformat.v4
+    nbformat = import_nbformat()
     streams = {o.name: "" for o in outputs if o.output_type == "stream"}
     for o in outputs:
         if o.output_type == "stream": streams[o.name] += o.text
@@ -61,7 +61,7 @@ def _end_with_parent():
 # %% ../../nbs/appendix/A13_execute.ipynb #execute
 def execute(job, only_page=False):
     "Run the job's notebook with papermill; the executed notebook is kept, also when it failed."
-    import nbformat
+    nbformat = import_nbformat()
     from traitlets.config import Config
     write_text(job.params_file, yaml.safe_dump(job.params, sort_keys=False, allow_unicode=True))
     failed = job.executed.with_suffix(".failed.ipynb")
@@ -86,7 +86,7 @@ def execute(job, only_page=False):
 
 def _run_cells(job):
     "The `run` cells of the executed notebook, with what they showed."
-    import nbformat
+    nbformat = import_nbformat()
     return [c for c in nbformat.read(job.executed, as_version=4).cells if "run" in c.metadata.get("tags", [])]
 
 # %% ../../nbs/appendix/A13_execute.ipynb #papermill
@@ -95,6 +95,7 @@ def _papermill(job, output, stderr, config, only_page):
 
     What a cell prints is in the notebook. What the kernel's process prints past it (a kernel that is told to stop may
     complain about its closed sockets) goes to the file `stderr`, and is shown where the kernel died."""
+    import_nbformat()
     import papermill
     from jupyter_client import AsyncKernelManager
     from nbclient.exceptions import DeadKernelError
