@@ -75,10 +75,11 @@ def to_html(cells, title, name=""):
     from nbconvert import HTMLExporter
     from pygments.formatters import HtmlFormatter
     nb = v4.new_notebook()
-    for c in cells:
-        if not c["code"]: nb.cells.append(v4.new_markdown_cell(c["source"]))
+    for i, c in enumerate(cells):
+        if not c["code"]: nb.cells.append(v4.new_markdown_cell(c["source"], id=f"c{i}"))
         else:
-            one = v4.new_code_cell(c["source"], metadata={"deescal": {"kind": c["kind"], "hidden": c["hidden"]}})
+            mark = {"deescal": {"kind": c["kind"], "hidden": c["hidden"]}}
+            one = v4.new_code_cell(c["source"], id=f"c{i}", metadata=mark)
             one.outputs = [nbformat.from_dict(o) for o in c["outputs"]]
             nb.cells.append(one)
     exporter = HTMLExporter(template_name="lesson", extra_template_basedirs=[str(TEMPLATES)],
