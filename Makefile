@@ -15,7 +15,7 @@ export PYTHONNOUSERSITE := 1
 BIN := $(VENV)/bin
 ARGS = --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(if $(SET),--set "$(SET)")
 
-.PHONY: help env reproduce check test test-all lab publish verify export stale lock clean
+.PHONY: help env reproduce check test test-all lab pages publish verify export stale lock clean
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 env:             ## install the pinned versions into .venv, or VENV=<folder> (all other targets do it themselves)
@@ -30,6 +30,8 @@ test-all: env    ## the long ones too, and which were the slowest
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=15
 lab: env         ## open JupyterLab on the index
 	@$(BIN)/python -m jupyterlab --config jupyter_config.py nbs/index.ipynb
+pages: env       ## execute the lessons that are no stage, to figures/lessons/
+	@$(BIN)/deescal lesson
 publish: env     ## copy a finished sample run to figures/published/
 	@$(BIN)/deescal publish $(ARGS)
 verify: env      ## compare a run with its recorded hashes and with the published tables
