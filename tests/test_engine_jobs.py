@@ -68,15 +68,39 @@ def test_what_fails_takes_along_only_what_needs_it(profile_file):
     assert left == ["14_report"], "nothing but the report, which says why"
 
 # %% ../nbs/appendix/A12_jobs.ipynb #lock_test
-def test_a_lock_names_its_holder_and_ends_with_it(tmp_path):
-    import subprocess, sys
-    p = subprocess.Popen([sys.executable, "-c", f"""
+HOLDER = '''
+import sys
 from pathlib import Path
-from deescal.engine.jobs import hold
-h = hold(Path({str(tmp_path/'l')!r}), DeescalError) if False else hold(Path({str(tmp_path/'l')!r}), Exception)
-print("held", flush=True); input()"""], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=project_root())
+from deescal.engine.jobs import hold, release
+h = hold(Path(sys.argv[1]), Exception)
+print("held", flush=True); input()
+release(h)'''
+
+@pytest.fixture
+def holder(tmp_path):
+    import subprocess, sys
+    p = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path/"l"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                         text=True, cwd=project_root())
     assert p.stdout.readline() == "held\n"
-    assert held(tmp_path/"l").startswith(f"process {p.pid} on ")
-    with pytest.raises(DeescalError, match=f"process {p.pid}"): hold(tmp_path/"l", DeescalError)
+    yield p
     p.kill(), p.wait()
-    assert held(tmp_path/"l") is None and hold(tmp_path/"l", DeescalError)
+
+def test_a_lock_names_its_holder_and_ends_with_it(tmp_path, holder):
+    path = tmp_path/"l"
+    assert held(path).startswith(f"process {holder.pid} on ") and not killed(path)
+    with pytest.raises(DeescalError, match=f"process {holder.pid}"): hold(path, DeescalError)
+    holder.kill(), holder.wait()
+    assert held(path) is None and killed(path)
+    release(hold(path, DeescalError))
+    assert held(path) is None and not killed(path)
+
+def test_a_process_that_ends_by_itself_was_not_killed(tmp_path, holder):
+    holder.communicate("\n")
+    assert held(tmp_path/"l") is None and not killed(tmp_path/"l")
+
+def test_who_only_looks_keeps_nobody_from_holding(tmp_path):
+    import fcntl, threading
+    looking = open(tmp_path/"l", "a+")
+    fcntl.flock(looking, fcntl.LOCK_EX)
+    threading.Timer(0.15, looking.close).start()
+    release(hold(tmp_path/"l", AssertionError))

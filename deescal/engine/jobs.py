@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['RUN_NAMES', 'PAGE_PARAMETERS', 'RENDERED', 'Job', 'job_reads', 'job_writes', 'job_after', 'run_parts', 'resolve',
            'left_out', 'fingerprint', 'page_fingerprint', 'outputs', 'read_record', 'stale', 'page_stale', 'plan',
-           'hold', 'held', 'lock', 'write_manifest']
+           'hold', 'release', 'held', 'killed', 'lock', 'write_manifest']
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #imports
-import ast, json, os, socket
+import ast, json, os, socket, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -241,38 +241,57 @@ def plan(jobs, dry=False):
 # %% ../../nbs/appendix/A12_jobs.ipynb #lock
 def hold(path, taken):
     "Hold the lock file at `path` until this process ends; `taken(who)` is raised where another process holds it."
-    import fcntl
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = open(path, "a+")
-    try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    if not _locked(handle, tries=4):
         handle.seek(0)
-        raise taken(handle.read().strip() or "another process") from None
+        raise taken(handle.read().strip() or "another process")
     handle.truncate(0)
     handle.write(f"process {os.getpid()} on {socket.gethostname()}")
     handle.flush()
     return handle
 
+def _locked(handle, tries=1):
+    "Whether the lock on an open file could be had; tries are a tenth of a second apart."
+    import fcntl
+    for left in reversed(range(tries)):
+        try: return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
+        except BlockingIOError: time.sleep(0.1 if left else 0)
+    return False
+
+def release(handle):
+    "Give a lock back, as a process does that ends by itself: its file is empty then."
+    handle.truncate(0)
+    handle.close()
+
+# %% ../../nbs/appendix/A12_jobs.ipynb #held
 def held(path):
     "Whether a process holds the lock file at `path`; None where nobody does, else who."
-    import fcntl
     if not path.is_file(): return None
-    with open(path) as handle:
-        try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: return handle.read().strip() or "another process"
-    return None
+    with open(path) as handle: return None if _locked(handle) else handle.read().strip() or "another process"
 
-def lock(run, jobs=()):
+def killed(path):
+    "Whether the process that held the lock file at `path` was killed: its name stands there, and nobody holds it."
+    return path.is_file() and path.stat().st_size > 0 and held(path) is None
+
+# %% ../../nbs/appendix/A12_jobs.ipynb #lock_run
+def lock(run, jobs=(), file=".lock"):
     "Hold the run for this process; `DeescalError` where another series, or a job that outlived one, is at work on it."
-    handle = hold(run.data/".lock", lambda who: DeescalError(
+    def taken(who): return DeescalError(
         f"the run {run.name!r} is being executed by another process", where=f"{run.data} ({who})",
-        remedy="wait for it, or choose another name: RUN=<name>"))
-    for job in jobs:
-        if who := held(job.lock):
-            raise DeescalError(
-                f"{job.name} of a series that was killed is still running", where=f"{run.data} ({who})",
-                remedy=f"wait for it to end, or end it: kill {who.split()[1]}")
+        remedy="wait for it, or choose another name: RUN=<name>")
+    handle = hold(run.data/file, taken)
+    if file != ".lock" and (who := held(run.data/".lock")): raise taken(who)
+    for job in jobs: _check_lock(job)
     return handle
+
+def _check_lock(job):
+    "`DeescalError` where the job is running; what a killed one left in its lock file is cleared."
+    if who := held(job.lock):
+        raise DeescalError(
+            f"{job.name} of a series that was killed is still running", where=f"{job.run.data} ({who})",
+            remedy=f"wait for it to end, or end it: kill {who.split()[1]}")
+    if killed(job.lock): os.truncate(job.lock, 0)
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #manifest_write
 def write_manifest(run):
