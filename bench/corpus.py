@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from tqdm import tqdm
 
+from _shared import script, transcripts
 from deescal.audit import (
     audit, duplicate_groups, find_loops, find_mixed, find_personal, find_rates, find_scenarios, find_text,
     find_times, near_duplicates, shingles)
@@ -34,13 +35,12 @@ AUTHORITY = (
     "constable ranger chief dispatch").split()
 
 
-def plain_messages(paths):
+def plain_messages(paths, read_csv):
     "The published steps as they were published: a frame a file, a step a row, neighbours of one role in one message."
-    import pandas as pd
     scenarios = {}
     for path in paths:
         messages = []
-        for _, row in pd.read_csv(path).iterrows():
+        for _, row in read_csv(path).iterrows():
             label, text = str(row["speaker_label"]).lower(), str(row["transcript"])
             role = "user" if any(word in label for word in AUTHORITY) else "assistant"
             if messages and messages[-1]["role"] == role:
@@ -59,10 +59,10 @@ def timed(f, *args, **kwargs):
 
 def against_plain(folder):
     "Least seconds of the plain loop and of ours, taken in turns so that a busy machine slows both."
-    import pandas  # noqa: F401  not to be timed
+    from pandas import read_csv     # here, so that its import is neither timed nor in another part's peak
     paths, plain, ours = [f[0] for f in find_transcripts(folder)], [], []
     for _ in range(ROUNDS):
-        scenarios, seconds = timed(plain_messages, paths)
+        scenarios, seconds = timed(plain_messages, paths, read_csv)
         plain.append(seconds)
         messages, seconds = timed(lambda: to_messages(assign_roles(read_folder(folder)[0], "label")))
         ours.append(seconds)
@@ -190,6 +190,9 @@ def at_scale(folder, scale):
     count_findings(assign_roles(few))  # these two lines load what there is to load
     duplicate_groups(few["scenario_id"].unique(), near_duplicates(few))
     kept, counts, turns, words = [], Counter(), 0, 0
+
+    def numbered(batch): return shingles(batch, keep=keep).with_columns(pl.col("scenario_id").cast(ids))
+
     seconds = dict.fromkeys(("making", "roles", "findings", "duplicates"), 0.0)
     for first in tqdm(range(0, n, BATCH), desc=f"batches, {scale} times", disable=None):
         batch, s = timed(pieces.make, range(first, min(first + BATCH, n)))
@@ -200,7 +203,7 @@ def at_scale(folder, scale):
         found, s = timed(count_findings, batch)
         seconds["findings"] += s
         counts += found
-        some, s = timed(lambda: shingles(batch, keep=keep).with_columns(pl.col("scenario_id").cast(ids)))
+        some, s = timed(numbered, batch)
         seconds["duplicates"] += s
         kept.append(some)
     del batch, some
@@ -226,10 +229,13 @@ def at_scale(folder, scale):
 def alone(folder, part):
     "The result of one part, run in a process of its own."
     command = [sys.executable, __file__, str(folder), "--part", part]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    r = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if r.returncode: raise SystemExit(r.returncode)     # it has said why
+    return json.loads(r.stdout.splitlines()[-1])
 
 
 def main(folder, scale):
+    transcripts(folder)
     r = alone(folder, "plain")
     print(f"reading, roles by label, merging, {r['files']} files: {r['ours']:.2f} s; a plain loop {r['plain']:.2f} s; "
           f"ratio {r['plain'] / r['ours']:.1f} (least of {ROUNDS})", flush=True)
@@ -265,5 +271,7 @@ if __name__ == "__main__":
     args.add_argument("--scale", nargs="+", type=int, default=[], help="how many times the scenarios of the folder")
     args.add_argument("--part", help=argparse.SUPPRESS)
     given = args.parse_args()
-    if given.part: print(json.dumps(PARTS.get(given.part, lambda f: at_scale(f, int(given.part)))(given.folder)))
-    else: main(given.folder, given.scale)
+    if given.part:
+        part = PARTS.get(given.part, lambda f: at_scale(f, int(given.part)))
+        script(lambda: print(json.dumps(part(given.folder))))
+    else: script(main, given.folder, given.scale)

@@ -5,18 +5,20 @@ rules were written (`rules`), the other was not (`measure`, the default). A mark
 was replaced; what was replaced counts as right where it touches a marked span. --write writes data/gold/personal.json.
 """
 import argparse
-import csv
 import difflib
 import hashlib
 import json
+import re
+from pathlib import Path
 
 import polars as pl
 
-from deescal.engine.files import project_root, write_text
-from deescal.read import read_folder
+from _shared import read_gold, read_turns, script
 from deescal.deidentify import deidentify
+from deescal.engine.errors import InputError
+from deescal.engine.files import project_root, write_text
 
-SALT = "deescal personal data 2026"
+SALT, GOLD = "deescal personal data 2026", "data/gold/personal.csv"
 
 
 def span_key(file, line):
@@ -26,7 +28,6 @@ def span_key(file, line):
 
 def changed(before, after):
     "Spans of `before` that `after` has replaced."
-    import re
     a, b = re.findall(r"\w+|\s+|[^\w\s]", before), re.findall(r"\[[A-Z]+\]|\w+|\s+|[^\w\s]", after)
     at = [0]
     for token in a: at.append(at[-1] + len(token))
@@ -34,13 +35,19 @@ def changed(before, after):
     return [(at[i], at[j]) for op, i, j, _, _ in ops if op in ("replace", "delete")]
 
 
-def main(folder, half, write, show):
-    turns, _, _ = read_folder(folder)
-    with open(project_root() / "data/gold/personal.csv", newline="") as f:
-        gold = {r["key"]: r["spans"] for r in csv.DictReader(f) if r["half"] == half}
+def share(part, whole): return round(part / whole, 3) if whole else None     # JSON has no NaN
+
+
+def main(folder, half, gold_file, write, show):
+    turns = read_turns(folder)
+    gold_file = Path(gold_file or project_root() / GOLD)
+    gold = {key: r["spans"] for key, r in read_gold(gold_file).items() if r["half"] == half}
     keys = [span_key(f, n) for f, n in turns.select("file", "line").rows()]
     turns = turns.with_columns(pl.Series("key", keys))
     wanted = turns.filter(pl.col("key").is_in(list(gold)))
+    if not len(wanted):
+        raise InputError(f"no utterance of this folder is in the half {half!r} of the gold", f"{folder}, {gold_file}",
+                         "give the folder that the gold was made from, as released: the key holds file names and lines")
     scenes = turns.filter(pl.col("scenario_id").is_in(wanted["scenario_id"].unique().implode()))
     after, _, _ = deidentify(scenes)
     texts = dict(after.select("key", "text").rows())
@@ -57,11 +64,11 @@ def main(folder, half, write, show):
             good = any(x < b and a < y for a, b, _ in spans)
             right, made = right + good, made + 1
             if show and not good: print("WRONG ", repr(before[max(0, x - 40):y + 20]), repr(before[x:y]))
-    types = [{"type": k, "marked": total[k], "found": found[k], "recall": round(found[k] / total[k], 3)}
+    types = [{"type": k, "marked": total[k], "found": found[k], "recall": share(found[k], total[k])}
              for k in sorted(total)]
     types.append({"type": "all", "marked": sum(total.values()), "found": sum(found.values()),
-                  "recall": round(sum(found.values()) / sum(total.values()), 3)})
-    out = {"utterances": len(wanted), "replaced": made, "precision": round(right / made, 3), "types": types}
+                  "recall": share(sum(found.values()), sum(total.values()))})
+    out = {"utterances": len(wanted), "replaced": made, "precision": share(right, made), "types": types}
     print(json.dumps(out, indent=1))
     if write: write_text(project_root() / "data/gold/personal.json", json.dumps(out, indent=1) + "\n")
 
@@ -70,7 +77,8 @@ if __name__ == "__main__":
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("folder")
     args.add_argument("--half", default="measure", choices=["rules", "measure"])
+    args.add_argument("--gold", dest="gold_file", metavar="FILE", help=f"another gold than {GOLD}")
     args.add_argument("--write", action="store_true")
     args.add_argument(
         "--show", action="store_true", help="print what is missed or wrong: real text, for your eyes only")
-    main(**vars(args.parse_args()))
+    script(main, **vars(args.parse_args()))

@@ -5,10 +5,10 @@ Prints cross-validated figures (scenarios dealt into folds); with --write fits o
 deescal/roles.json.
 """
 import argparse
-import csv
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,22 +16,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import GroupKFold
 
+from _shared import read_gold, read_turns, script
 from deescal.audit import DIVIDED, find_loops
+from deescal.engine.errors import InputError
 from deescal.engine.files import project_root, write_text
-from deescal.read import read_folder
 from deescal.roles import ROLES, SPEAKER, WEIGHTS, assign_roles, speaker_matrix, speaker_numbers, terms_of, utterances
 
-SALT, TERMS, FOLDS, C = "deescal roles 2026", 1500, 10, 1.0
+SALT, GOLD = "deescal roles 2026", "data/gold/roles.csv"
+TERMS, FOLDS, C = 1500, 10, 1.0
 
 
 def gold_key(file, label):
     name = file.rsplit("/", 1)[-1]
     return hashlib.sha256(f"{SALT}\0{name}\0{label}".encode()).hexdigest()[:24]
-
-
-def read_gold():
-    with open(project_root() / "data/gold/roles.csv", newline="") as f:
-        return {r["key"]: r for r in csv.DictReader(f)}
 
 
 def vocabulary(turns):
@@ -70,9 +67,27 @@ def figures(y, p, turns):
 def show(name, values): print(f"{name:44}" + "".join(f"  {k} {v:.3f}" for k, v in values.items()), flush=True)
 
 
-def main(folder, write):
-    turns, _, _ = read_folder(folder)
-    gold = read_gold()
+def mean(values): return round(float(np.mean(values)), 3) if len(values) else None     # JSON has no NaN
+
+
+def check(labelled, where, write):
+    "Raise where there is too little to deal into folds or to compare readers, or, to write weights, a role is missing."
+    n, missing = labelled["scenario_id"].n_unique(), [r for r in ROLES if r not in set(labelled["gold"])]
+    if n < FOLDS:
+        raise InputError(f"{n} scenarios of this folder have every speaker in the gold, {FOLDS} are needed", where,
+                         "give the folder that the gold was made from, as released: the key holds names and labels")
+    if not (labelled["second"] != "").any():
+        raise InputError("no speaker has a second label in the gold: nothing to take kappa from", where,
+                         "have some scenarios read twice: the column `second`")
+    if missing and write:
+        raise InputError(f"no speaker of this folder is labelled {missing[0]!r}", where,
+                         "weights need all five roles: give more transcripts, or leave --write out")
+
+
+def main(folder, gold_file, write):
+    turns = read_turns(folder)
+    gold_file = Path(gold_file or project_root() / GOLD)
+    gold = read_gold(gold_file)
     files = turns.group_by(SPEAKER, maintain_order=True).agg(pl.col("file").first())
     rows = [gold.get(gold_key(f, l)) for _, l, f in files.rows()]
     files = files.with_columns(
@@ -80,11 +95,12 @@ def main(folder, write):
         pl.Series("first", [r and r["first"] for r in rows], dtype=pl.String),
         pl.Series("second", [r and r["second"] for r in rows], dtype=pl.String),
         pl.Series("mixed", [r and int(r["mixed"]) for r in rows], dtype=pl.Int64))
+    whole = files.group_by("scenario_id").agg(pl.col("gold").is_not_null().all()).filter("gold")["scenario_id"]
+    known = files["scenario_id"].is_in(whole.implode()).to_numpy()
+    check(files.filter(pl.Series(known)), f"{folder}, {gold_file}", write)
     numbers = speaker_numbers(turns)
     names = [c for c in numbers.columns if c not in (*SPEAKER, "turns")]
     model = {"numbers": {n: [0.0, 1.0, []] for n in names}, "words": dict.fromkeys(vocabulary(turns), [])}
-    whole = files.group_by("scenario_id").agg(pl.col("gold").is_not_null().all()).filter("gold")["scenario_id"]
-    known = files["scenario_id"].is_in(whole.implode()).to_numpy()
     table = numbers.filter(pl.Series(known))
     for n in names: model["numbers"][n] = [float(table[n].mean()), float(table[n].std() or 0) + 1e-6, []]
     speakers, x = speaker_matrix(turns, model)
@@ -141,10 +157,10 @@ def main(folder, write):
     made |= {f"{k}, {FOLDS}-fold, two readers": round(v, 3)
              for k, v in figures(y[two], results["evidence"][two], turn_count[two]).items()}
     mixed, told, enough = np.array(lab["mixed"].to_list()) > 0, sure < DIVIDED, every >= 6
-    made |= {"mixed speakers among those of 6 turns or more": round(mixed[enough].mean(), 3),
-             "reported as divided": round(told[enough].mean(), 3),
-             "mixed among the reported": round(mixed[enough & told].mean(), 3),
-             "reported among the mixed": round(told[enough & mixed].mean(), 3)}
+    made |= {"mixed speakers among those of 6 turns or more": mean(mixed[enough]),
+             "reported as divided": mean(told[enough]),
+             "mixed among the reported": mean(mixed[enough & told]),
+             "reported among the mixed": mean(told[enough & mixed])}
     made["accuracy of turns by label alone"] = round(figures(y, by_label, turn_count)["accuracy of turns"], 3)
     confusion = np.zeros((len(ROLES), len(ROLES)), int)
     np.add.at(confusion, (y, results["evidence"]), turn_count.astype(int))
@@ -167,5 +183,6 @@ def main(folder, write):
 if __name__ == "__main__":
     args = argparse.ArgumentParser(description=__doc__)
     args.add_argument("folder")
+    args.add_argument("--gold", dest="gold_file", metavar="FILE", help=f"another gold than {GOLD}")
     args.add_argument("--write", action="store_true")
-    main(**vars(args.parse_args()))
+    script(main, **vars(args.parse_args()))
