@@ -49,7 +49,8 @@ def score(bench, tmp):
         assert package in next(x for x in out if x.startswith(metric))
         for at in (4, 5): column(out, metric, at)
         differs = float(next(x for x in out if x.startswith(metric)).split()[-1])
-        assert differs < 1e-4, f"{metric} is not what {package} computes"
+        # bert-score's own scores differ by as much from batch to batch (bench/score.py says why)
+        assert differs < (0.02 if package == "bert-score" else 1e-6), f"{metric} is not what {package} computes"
 
 
 def corpus(bench, tmp):
