@@ -7,7 +7,8 @@ __all__ = ['COMMANDS', 'overrides', 'resolved', 'snakemake_command', 'snakemake'
            'clock', 'status_line', 'Watch', 'will_run', 'outcome', 'failures', 'killed_error', 'snakemake_stopped',
            'no_room', 'one_round', 'run_series', 'wanted_jobs', 'request_of', 'why_run', 'announce', 'bring_up',
            'is_dry', 'dry_run', 'reproduce', 'series_failed', 'summary', 'facts', 'check', 'verify', 'same_machine',
-           'is_sample', 'publish', 'export_corpus', 'score_replies_file', 'job_command', 'parser', 'main']
+           'is_sample', 'publish', 'export_corpus', 'score_replies_file', 'job_command', 'lesson_command', 'parser',
+           'main']
 
 # %% ../../nbs/appendix/A15_cli.ipynb #imports
 import argparse, contextlib, datetime, importlib, json, os, platform
@@ -18,10 +19,11 @@ import yaml
 
 from .errors import DeescalError, InputError, ProfileError, did_you_mean, host_error
 from .execute import job_log, run_job
-from .files import atomic, atomic_folder, write_text
+from .files import atomic, atomic_folder, project_root, write_text
 from .jobs import (
     held, job_after, killed, left_out, lock, page_stale, read_record, release, resolve, stale, write_manifest)
-from .page import render_run
+from .notebooks import lessons, tagged
+from .page import lesson_page, render_run
 from .profile import profile_path
 from .provenance import gpus
 from .series import found
@@ -415,7 +417,7 @@ def is_sample(args, run):
     return args.profile == "sample" and run.name == "sample" and not overrides(args)
 
 def publish(args):
-    "Copy the finished sample run's figures, tables, report and pages to figures/published/, replacing what is there."
+    "Copy the finished sample run's figures, tables, report and pages, and those of all lessons, to figures/published/."
     jobs = resolved(args)
     run = jobs[0].run
     if not is_sample(args, run):
@@ -427,9 +429,11 @@ def publish(args):
         raise DeescalError(f"the run {run.name!r} is not finished", where=", ".join(unfinished) or run.data,
                            remedy="make reproduce, then make publish")
     render_run(jobs)
+    lesson_command(argparse.Namespace(names=[]))
     target = run.root/"figures"/"published"
     with atomic_folder(target) as folder:
         shutil.copytree(run.figures, folder, ignore=shutil.ignore_patterns("*.ipynb", ".*"), dirs_exist_ok=True)
+        shutil.copytree(run.root/"figures"/"lessons", folder/"lessons")
         shutil.copy2(run.data/"manifest.json", folder)
     print(f"published {run.name} to {target.relative_to(run.root)}")
 
@@ -463,9 +467,21 @@ def job_command(args):
     what = {"kept": "inputs unchanged, kept", "page": "page made again", "done": "done"}[run_job(jobs[args.job])]
     print(f"{args.job}: {what}", flush=True)
 
+def lesson_command(args):
+    "Execute lessons that are no stage (default: all) and render their pages into figures/lessons."
+    root = project_root()
+    library = [p for p in [*lessons(), *sorted((root/"nbs"/"appendix").glob("*.ipynb"))] if not tagged(p, "stage")]
+    unknown = [n for n in args.names if n not in [p.stem for p in library]]
+    if unknown:
+        raise InputError(f"no lesson is called {unknown[0]!r}, or it is a stage", where="nbs",
+                         remedy=did_you_mean(unknown[0], [p.stem for p in library]))
+    for path in library:
+        if not args.names or path.stem in args.names:
+            print(f"{path.stem}: {'page rendered' if lesson_page(path.stem, root) else 'nothing has changed'}", flush=True)
+
 # %% ../../nbs/appendix/A15_cli.ipynb #parse
 COMMANDS = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "export": export_corpus,
-            "score": score_replies_file, "job": job_command}
+            "score": score_replies_file, "lesson": lesson_command, "job": job_command}
 
 def parser():
     "The command line."
@@ -480,6 +496,9 @@ def parser():
         if name == "score":
             c.add_argument("--replies", required=True, metavar="FILE.jsonl",
                            help='JSON Lines: {"scenario_id": ..., "point": ..., "reply": ...}')
+        if name == "lesson":
+            c.add_argument("names", nargs="*", help="names of notebooks, such as 05_text")
+            continue
         c.add_argument("--profile", default="sample", help="name or path of a profile")
         c.add_argument("--data", default="", help="folder of released transcripts: corpus.data")
         c.add_argument("--run", default="", help="name of the run: run.name")

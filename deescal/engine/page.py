@@ -162,7 +162,7 @@ def _run_lesson(path, kinds):
         try:
             nb = papermill.execute_notebook(
                 prepare_notebook(path, kinds), f"{folder}/executed.ipynb", kernel_name="python3", cwd=str(path.parent),
-                progress_bar=False, log_output=False)
+                progress_bar=False, log_output=False, extra_arguments=["--log-level=50"])
         except papermill.PapermillExecutionError as e:
             raise DeescalError(f"{path.stem} stopped: {e.ename.split('.')[-1]}: {e.evalue}", where=path,
                                remedy="open it in JupyterLab and run it to that cell") from e
