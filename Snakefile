@@ -1,7 +1,7 @@
 # The order of the stages: one rule a notebook, one job a system where systems differ. Which stages there are, and what
 # each reads and writes, is what their notebooks declare (deescal.engine.series). Which jobs run again is decided by
-# content hashes: `plan` takes away the stamps of stale jobs, or in a dry run names them.
-import dataclasses, json, shlex, sys
+# content hashes: `plan` takes away the stamps of stale jobs, or in a dry run, which changes nothing, names them.
+import json, shlex, sys
 from deescal.engine.errors import DeescalError, host_error
 from deescal.engine.execute import job_log
 from deescal.engine.files import write_text
@@ -12,21 +12,21 @@ request = {"profile": config.get("profile", "sample"), "overrides": config.get("
 try:
     jobs = resolve(**request)
     run = jobs[0].run
-    def stamp(job): return str(job.stamp.relative_to(run.root))
-    def log_of(job): return str(job_log(job).relative_to(run.root))
-    request_file = str((run.data / "request.json").relative_to(run.root))
-    if workflow.is_main_process:
-        if not workflow.dryrun:
-            held = lock(run, jobs)
-            write_text(run.root / request_file, json.dumps(request, indent=1))
-        again = plan(jobs, dry=workflow.dryrun)
-        if workflow.dryrun:
-            workflow.dag_settings = dataclasses.replace(
-                workflow.dag_settings, forcerun={*workflow.dag_settings.forcerun, *map(stamp, again)})
+    dry = workflow.output_settings.dryrun
+    if workflow.is_main_process and not dry:
+        held = lock(run, jobs)
+        write_text(run.data / "request.json", json.dumps(request, indent=1))
+    again = {j.name for j in plan(jobs, dry)} if workflow.is_main_process else {}
 except DeescalError as e:
     sys.exit(f"deescal: {e}")
 except OSError as e:
     sys.exit(f"deescal: {host_error(e, 'plan the run') or e}")
+
+def below_root(path): return str(path.relative_to(run.root))
+
+def stamp(job):
+    "The file that tells Snakemake of a job's end; in a dry run, one that is not there takes the place of a stale one's."
+    return below_root(job.stamp) + (".stale" if dry and job.name in again else "")
 
 rule all:
     input: [stamp(j) for j in jobs]
@@ -37,12 +37,12 @@ for job in jobs:
         name: job.name.replace("-", "_").replace(".", "_")
         input: [stamp(a) for a in job_after(job, jobs)]
         output: touch(stamp(job))
-        log: log_of(job)
+        log: below_root(job_log(job))
         threads: job.resources["threads"]
         # a job that is run again gets more; the default arguments bind this job's own numbers
         resources:
             mem_mb=lambda wildcards, attempt, mb=job.resources["mem_mb"]: mb * attempt,
             runtime=lambda wildcards, attempt, minutes=job.resources["runtime"]: minutes * attempt,
             gpu=job.resources["gpu"]
-        params: python=shlex.quote(sys.executable), job=job.name, request=request_file
+        params: python=shlex.quote(sys.executable), job=job.name, request=below_root(run.data / "request.json")
         shell: "exec {params.python} -m deescal.engine.cli job {params.job} --request {params.request} > {log} 2>&1"
