@@ -312,9 +312,10 @@ def reproduce(args):
     if is_dry(args.snakemake): return dry_run(args)
     start = time.time()
     jobs, failed = bring_up(args, extra=args.snakemake)
-    for name in render_run(jobs): print(f"{name}: page rendered")
-    write_manifest(jobs[0].run)
-    summary(jobs, start)
+    if jobs:  # not where even the report was given up
+        for name in render_run(jobs): print(f"{name}: page rendered")
+        write_manifest(jobs[0].run)
+        summary(jobs, start)
     for name, error in failed.items(): print(f"\n{'' if name in error.what else name + ': '}{error}", file=sys.stderr)
     if failed: raise series_failed(resolved(args), failed)
 
@@ -509,12 +510,18 @@ def parser():
                            help="behind --: arguments for Snakemake, e.g. -- --workflow-profile profiles/slurm")
     return p
 
+def _run_folder(args):
+    "The folder of a command's run; empty where it has none."
+    try: return str(resolved(args)[0].run.data)
+    except (DeescalError, AttributeError): return ""
+
 def main(argv=None):
     "The command `deescal`: an error is a sentence with what, where and remedy; never a traceback."
     args = parser().parse_args(argv)
     try: COMMANDS[args.command](args)
     except DeescalError as e: raise SystemExit(f"deescal {args.command}: {e}") from None
     except OSError as e:
+        e.filename = e.filename or _run_folder(args)
         known = host_error(e, f"go on with {args.command}")
         if known is None: raise
         raise SystemExit(f"deescal {args.command}: {known}") from None
