@@ -186,9 +186,10 @@ def template_of(format):
 def folder_facts(source, folder):
     "What `make check` says of a folder with a model: whether weights, tokenizer and chat template are there."
     lacks = []
-    if not list(folder.glob("model*.safetensors")): lacks.append("no weights in safetensors (files that can hold code are not loaded)")
-    config = folder/"tokenizer_config.json"
-    if not config.is_file() or not any((folder/f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not list(folder.glob("model*.safetensors")):
+        lacks.append("no weights in safetensors (files that can hold code are not loaded)")
+    config, words = folder/"tokenizer_config.json", ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not config.is_file() or not any((folder/f).is_file() for f in words):
         lacks.append("no tokenizer (tokenizer_config.json and tokenizer.json)")
     elif not (folder/"chat_template.jinja").is_file() and "chat_template" not in json.loads(config.read_text()):
         lacks.append("no chat template: choose a model that was made to chat (-Instruct, mostly)")

@@ -233,7 +233,8 @@ def _replacer(names):
     def any_of(ws):
         return "|".join(re.escape(w).replace("'", "['’]") for w in sorted(ws, key=lambda w: (-len(w), w)))
     rules = []
-    if plain: rules.append(re.compile(rf"\b({any_of(plain)})(?=s?\b)(?![-\w]{{0,64}}_)", re.I))  # bounded: a chain of names is long
+    # what follows is looked at no further than 64 characters: there are chains of thousands of names
+    if plain: rules.append(re.compile(rf"\b({any_of(plain)})(?=s?\b)(?![-\w]{{0,64}}_)", re.I))
     if wordy:
         words = any_of(w.capitalize() for w in wordy)
         rules.append(re.compile(rf"(?:(?<=[a-z,] )|(?<=NAME_\d )|(?<=NAME_\d\d )|"

@@ -216,8 +216,8 @@ def reply_times(said, system_id, seconds, hardware):
     "A row of the table `generate_timings`: how long a system's replies took, in all and one at a time."
     quantiles = {f"{name}_p{q}": said[column].quantile(q / 100, "linear")
                  for name, column in (("first_token", "first_s"), ("reply", "reply_s")) for q in (50, 95)}
-    return pl.DataFrame([{"system_id": system_id, "replies": len(said), "seconds": seconds, "hardware": hardware} | quantiles],
-                        schema=TABLES["generate_timings"].schema)
+    row = {"system_id": system_id, "replies": len(said), "seconds": seconds, "hardware": hardware} | quantiles
+    return pl.DataFrame([row], schema=TABLES["generate_timings"].schema)
 
 def reply_account(system, wanted, failed):
     "The account of one system: replies wanted, given, and lost to an error of the engine."

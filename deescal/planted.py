@@ -54,8 +54,8 @@ NOTICES = {
 
 def shipped_fiction(root):
     "The invented corpora that ship: name -> notice and SHA-256 of each file. `make export` writes data/fiction.json."
-    return {name: {"notice": notice, "files": {p.name: file_sha256(p) for p in sorted((root/"data"/name).glob("*.csv"))}}
-            for name, notice in NOTICES.items()}
+    def hashes(folder): return {p.name: file_sha256(p) for p in sorted(folder.glob("*.csv"))}
+    return {name: {"notice": notice, "files": hashes(root/"data"/name)} for name, notice in NOTICES.items()}
 
 # %% ../nbs/09a_planted.ipynb #toys
 TOY_WORDS = "step back sir why no I won't calm down okay officer what is your name Dale sit there please".split()

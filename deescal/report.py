@@ -227,8 +227,8 @@ def section(heading, blocks, needs, at_hand):
     lacks = [t for t in needs.split() if t not in at_hand]
     if not lacks: return Section(heading=heading, blocks=blocks())
     stages = sorted({TABLES[t].stage for t in lacks})
-    return Section(heading=heading, blocks=[{"kind": "missing", "text":
-            f"Missing: {', '.join(lacks)}, since {', '.join(stages)} did not run to its end (see the top of the page)."}])
+    why = f"since {', '.join(stages)} did not run to its end (see the top of the page)"
+    return Section(heading=heading, blocks=[{"kind": "missing", "text": f"Missing: {', '.join(lacks)}, {why}."}])
 
 # %% ../nbs/14_report.ipynb #against
 def point_scores(points, messages, scores, systems, metric="rouge_l"):

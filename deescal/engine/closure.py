@@ -41,7 +41,7 @@ def module_path(name, root):
 def imported_modules(tree, package):
     """Names that a syntax tree imports from this library, wherever in it: `corpus`, `engine.files`, `engine`.
 
-    `package` is the dotted name (below deescal) that relative imports start from. `import_module("deescal.x")` counts."""
+    `package` is the dotted name below deescal that relative imports start from; `import_module("deescal.x")` counts."""
     found = set()
     for node in ast.walk(tree):
         names = []

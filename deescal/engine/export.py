@@ -68,7 +68,7 @@ def run_tests(
 
 # %% ../../nbs/appendix/A16_export.ipynb #readme
 def readme_source(path):
-    "The README made from the index notebook at `path`: its prose, the table of the lessons, and code that is not hidden."
+    "The README made from the index notebook at `path`: its prose, the lessons' table, and code that is not hidden."
     def one(c):
         if c["cell_type"] == "markdown": return c["source"].strip()
         if "series_table" in c["source"]: return series_table(Path(path).parent, "nbs/")._repr_markdown_()

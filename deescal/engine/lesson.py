@@ -74,7 +74,8 @@ def drop_record(run, notebook, namespace):
             remedy="wait for it, or give this notebook a run of its own: -p run_name <name>")
     per = STAGES[stage_name(notebook)].per
     part = namespace["system" if per == "system" else "model"] if per else ""
-    for suffix in ("json", "done"): (run.data/"jobs"/f"{notebook}{f'-{part}' if part else ''}.{suffix}").unlink(missing_ok=True)
+    job = f"{notebook}-{part}" if part else notebook
+    for suffix in ("json", "done"): (run.data/"jobs"/f"{job}.{suffix}").unlink(missing_ok=True)
 
 # %% ../../nbs/appendix/A10_lesson.ipynb #begin
 def begin(

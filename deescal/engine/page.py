@@ -111,7 +111,8 @@ def _made_from(path):
 def _write_page(path, made_from, html):
     "Write a page with the hash of its sources, unless the one that is there has the same."
     if _made_from(path) == made_from: return False
-    write_text(path, html().replace("<meta charset=\"utf-8\">", f'<meta charset="utf-8"><meta name="made-from" content="{made_from}">', 1))
+    mark = f'<meta charset="utf-8"><meta name="made-from" content="{made_from}">'
+    write_text(path, html().replace('<meta charset="utf-8">', mark, 1))
     return True
 
 def layout_sha256():
@@ -128,8 +129,8 @@ def render_run(jobs):
     run, made = jobs[0].run, []
     for job in jobs:
         if read_record(job) and job.executed.is_file():
-            if render_lesson(job.notebook, job.executed, job.executed.with_suffix(".html"), job.name, job.params):
-                made.append(job.name)
+            page = job.executed.with_suffix(".html")
+            if render_lesson(job.notebook, job.executed, page, job.name, job.params): made.append(job.name)
     for name, shown_as in (("README.md", "data_card.md"), ("croissant.json", "croissant.json")):
         if (run.folder("export", "")/name).is_file():
             write_text(run.figures/shown_as, (run.folder("export", "")/name).read_text())
@@ -138,7 +139,8 @@ def render_run(jobs):
         links = [(p.stem, f"notebooks/{p.name}") for p in sorted((run.figures/"notebooks").glob("*.html"))]
         figures = [path_sha256(p) for p in sorted(run.figures.glob("*.svg"))]
         made_from = digest(path_sha256(run.figures/"report.json"), figures, links, layout_sha256())
-        if _write_page(run.figures/"report.html", made_from, lambda: report_html(run.figures, links)): made.append("report")
+        if _write_page(run.figures/"report.html", made_from, lambda: report_html(run.figures, links)):
+            made.append("report")
     return made
 
 # %% ../../nbs/appendix/A14_page.ipynb #lesson_page

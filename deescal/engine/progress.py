@@ -17,6 +17,7 @@ class tqdm(_tqdm):
     def refresh(self, *args, **kw):
         path = os.environ.get("DEESCAL_PROGRESS")
         if path and self.total:
-            try: Path(path).write_text(f"{self.desc or ''} {self.unit} {self.n}/{self.total} {self.postfix or ''}".strip())
+            said = f"{self.desc or ''} {self.unit} {self.n}/{self.total} {self.postfix or ''}".strip()
+            try: Path(path).write_text(said)
             except OSError: pass  # a bar is never worth a failed job
         return super().refresh(*args, **kw)

@@ -63,7 +63,8 @@ def read_stage(path):
 def in_order(stages):
     "Stages so that each comes after those whose tables or folders it reads, else in reading order: name -> `Stage`."
     todo, out = list(stages), {}
-    def waits(s): return [t.name for t in todo if t is not s and (set(t.writes) & set(s.reads) or set(t.makes) & set(s.uses))]
+    def waits(s): return [t for t in todo if t is not s and (
+        set(t.writes) & set(s.reads) or set(t.makes) & set(s.uses))]
     while todo:
         ready = next((s for s in todo if not waits(s)), None)
         if ready is None:
@@ -138,7 +139,7 @@ class where_we_are:
                  after and f"next: [{after.stem}]({after.name})"]
         lines = [" · ".join(filter(None, strip))]
         if stage:
-            named = {k: ", ".join(f"`{x}`" for x in v) for k, v in (
-                ("in", (*stage.reads, *(f"{u}/" for u in stage.uses))), ("out", (*stage.writes, *(f"{m}/" for m in stage.makes))))}
-            lines.append(f"in: {named['in'] or 'files'} → out: {named['out'] or 'figures, tables, report'}")
+            def named(tables, folders): return ", ".join(f"`{x}`" for x in (*tables, *(f"{f}/" for f in folders)))
+            lines.append(f"in: {named(stage.reads, stage.uses) or 'files'} → "
+                         f"out: {named(stage.writes, stage.makes) or 'nothing'}")
         return "\n\n".join(lines)

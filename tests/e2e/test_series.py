@@ -71,7 +71,7 @@ def test_braces_quotes_and_semicolons_pass_through(checkout):
     before = checkout.records()
     checkout.reproduce("--set", "report.title=A {brace}; a 'quote' and a $HOME")
     assert checkout.ran(before) == {"14_report"}
-    assert "A {brace}; a &#x27;quote&#x27; and a $HOME" in (checkout.root / "figures/micro/report.html").read_text()
+    assert "A {brace}; a &#39;quote&#39; and a $HOME" in (checkout.root / "figures/micro/report.html").read_text()
     checkout.reproduce()
 
 
