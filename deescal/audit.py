@@ -441,7 +441,8 @@ def find_scenarios(turns):
         _findings(s.filter(alone), "one_sided",
                   pl.format("{} turns of officers, {} of civilians", "officer", "civilian"), True),
         _findings(other, "not_english", pl.format("language {}", "language"), True),
-        _findings(s.filter(pl.col("tokens") > PUBLISHED_LENGTH), "over_length", pl.format("{} tokens", "tokens"), True)])
+        _findings(s.filter(pl.col("tokens") > PUBLISHED_LENGTH), "over_length",
+                  pl.format("{} tokens", "tokens"), True)])
 
 # %% ../nbs/07_audit.ipynb #find_people
 DIVIDED = 0.9  # confidence below which a role stands on divided evidence

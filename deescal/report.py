@@ -212,7 +212,8 @@ class Section(dict):
             rows = [[escape(c).replace("|", "\\|") for c in row] for row in b["rows"]]
             align = ["right" if n else "left" for n in b["numeric"]]
             return f"*{escape(b['title'])}*\n\n" + tabulate(
-                rows or [["–"] * len(align)], headers=b["head"], tablefmt="pipe", colalign=align, disable_numparse=True)
+                rows or [["–"] * len(align)], headers=b["head"], tablefmt="pipe", colalign=align,
+                disable_numparse=True)
         return "\n\n".join([f"**{escape(self['heading'])}**", *map(one, self["blocks"])])
 
 # %% ../nbs/14_report.ipynb #missing

@@ -48,7 +48,8 @@ def lesson_cells(notebook, executed, params=None):
         kind, code = cell_kind(c), c["cell_type"] == "code"
         if "default_exp" in directives(c["source"]) or "run_tests(" in c["source"]: continue
         if not lesson and (kind in ("example", "setup", "test") or c["id"].endswith("_read_md")): continue
-        source = "\n".join(l for l in c["source"].splitlines() if not l.startswith("#|")).strip() if code else c["source"]
+        source = c["source"]
+        if code: source = "\n".join(l for l in source.splitlines() if not l.startswith("#|")).strip()
         yield {"kind": kind, "source": source, "hidden": "hide" in directives(c["source"]),
                "outputs": shown.get(c["id"], []), "code": code}
         if kind == "parameters" and given:
@@ -145,7 +146,7 @@ def render_run(jobs):
 
 # %% ../../nbs/appendix/A14_page.ipynb #lesson_page
 def lesson_page(name, root=None):
-    "Execute the lesson `name`, which is no stage, and render figures/lessons/<name>.html; returns whether it was made anew."
+    "Execute the lesson `name`, which is no stage, and render figures/lessons/<name>.html; whether it was made anew."
     root = root or project_root()
     path = find_notebook(name, root)
     html, kinds = root/"figures"/"lessons"/f"{path.stem}.html", kinds_to_run(True, False)

@@ -54,7 +54,9 @@ def load_profile(
     for name, value in overrides.items():
         section, _, key = name.partition(".")
         values[section] = (values.get(section) or {}) | {key: value}
-    def where(section, key): return f"SET {section}.{key}" if f"{section}.{key}" in overrides else f"{path}, {section}.{key}"
+    def where(section, key):
+        name = f"{section}.{key}"
+        return f"SET {name}" if name in overrides else f"{path}, {name}"
     for section, names in values.items():
         if section == "models": continue
         if section != "run" and section not in params:

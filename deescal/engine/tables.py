@@ -64,7 +64,8 @@ def parse_table(name, stage, text, known=()):
     if other and other[1] not in dict(known): fail(f"no table {other[1]!r} is declared before it")
     columns = dict(known)[other[1]].columns if other else tuple(map(column, lines))
     key = re.match(r"\(([\w ]+)\) (.+)", head)
-    if not key or not set(key[1].split()) <= {c.name for c in columns}: fail(f"not a primary key and a meaning: {head!r}")
+    if not key or not set(key[1].split()) <= {c.name for c in columns}:
+        fail(f"not a primary key and a meaning: {head!r}")
     return Table(name, stage, tuple(key[1].split()), key[2], columns)
 
 # %% ../../nbs/appendix/A04_tables.ipynb #collect
