@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'overrides', 'resolved', 'snakemake_command', 'snakemake', 'end_group', 'interrupts', 'known_seconds',
            'clock', 'status_line', 'Watch', 'will_run', 'outcome', 'failures', 'killed_error', 'snakemake_stopped',
-           'no_room', 'one_round', 'run_series', 'wanted_jobs', 'request_of', 'why_run', 'announce', 'bring_up',
+           'no_room', 'one_round', 'run_series', 'tell', 'wanted_jobs', 'request_of', 'why_run', 'announce', 'bring_up',
            'is_dry', 'dry_run', 'reproduce', 'series_failed', 'summary', 'facts', 'check', 'verify', 'same_machine',
            'is_sample', 'publish', 'export_corpus', 'score_replies_file', 'job_command', 'lesson_command', 'parser',
            'main']
@@ -248,11 +248,18 @@ def run_series(request, why, wanted, extra, since):
         needed = wanted_jobs(jobs, wanted)
         if failed: why = why_run(needed)
         targets = [str(j.stamp.relative_to(j.run.root)) for j in needed] if wanted else []
-        new = one_round(full, needed, will_run(needed, why), targets, extra, since, bool(failed)) if why else {}
+        try: new = one_round(full, needed, will_run(needed, why), targets, extra, since, bool(failed)) if why else {}
+        except (DeescalError, OSError):
+            tell(failed)  # what failed in the rounds before would go unsaid
+            raise
         if not new: break
         failed |= new
     release(series)
     return jobs, failed
+
+def tell(failed):
+    "Print the errors of the jobs that failed: name -> error."
+    for name, error in failed.items(): print(f"\n{'' if name in error.what else name + ': '}{error}", file=sys.stderr)
 
 def _in_a_line(name, error):
     "An error as the report tells it, behind the name of the job."
@@ -316,7 +323,7 @@ def reproduce(args):
         for name in render_run(jobs): print(f"{name}: page rendered")
         write_manifest(jobs[0].run)
         summary(jobs, start)
-    for name, error in failed.items(): print(f"\n{'' if name in error.what else name + ': '}{error}", file=sys.stderr)
+    tell(failed)
     if failed: raise series_failed(resolved(args), failed)
 
 def series_failed(jobs, failed):

@@ -82,8 +82,12 @@ class Series:
     def job(self, name):
         "The process of a job, found through its lock file; it is in its notebook."
         found = until(lambda: re.match(r"process (\d+) on ", held(self.lock_of(name)) or ""), f"the lock of {name}")
-        until(lambda: (self.root / "figures" / self.run / "notebooks" / f"{name}.failed.ipynb").is_file(), name)
+        until(self.notebook(name).is_file, f"the notebook of {name}")
         return psutil.Process(int(found[1]))
+
+    def notebook(self, job):
+        "The notebook of a job as far as it has been executed; it gets another name when the job has ended well."
+        return self.root / "figures" / self.run / "notebooks" / f"{job}.failed.ipynb"
 
     def kernel(self, job):
         return until(lambda: next((c for c in job.children() if "ipykernel_launcher" in c.cmdline()), None), "a kernel")
@@ -152,8 +156,9 @@ def test_a_job_or_a_kernel_that_is_killed_is_named_and_the_others_go_on(ends):
         kernel = s.kernel(job)
         job.kill()
         until(lambda: not lives(kernel), "the end of the kernel whose job was killed")
-        other = s.job("09b_modelcards")
-        s.kernel(other).kill()
+        kernel = s.kernel(s.job("09b_modelcards"))
+        until(lambda: '"status": "completed"' in s.notebook("09b_modelcards").read_text(), "a cell that is through")
+        kernel.kill()
         code, text = s.ended()
     assert code == 1 and "Traceback" not in text, text
     log = ends.root / "data/runs/ends/jobs/07d_datacard.log"
@@ -173,6 +178,16 @@ def test_a_job_or_a_kernel_that_is_killed_is_named_and_the_others_go_on(ends):
     assert ends.tables("ends") == ends.tables()
     assert not any(sockets(ends, "ends", j).exists() for j in ("07d_datacard", "08_examples", "09b_modelcards"))
     assert "killed" not in (ends.root / "figures/ends/summary.txt").read_text()
+
+
+def test_a_kernel_that_is_killed_as_it_starts_is_named_too(ends):
+    forget(ends, "ends", "09b_modelcards")
+    command = ends.command("job", "09b_modelcards", "--profile", "micro", "--run", "ends")
+    job = psutil.Popen(command, cwd=ends.root, env=ends.env, stderr=subprocess.PIPE, text=True)
+    until(lambda: [k.kill() for k in job.children() if "ipykernel_launcher" in k.cmdline()], "a kernel")
+    said = job.communicate(timeout=PATIENCE)[1]
+    assert job.returncode == 1 and "09b_modelcards stopped: its kernel died" in said and "remedy" in said
+    assert "Traceback" not in said and "09b_modelcards" not in ends.records("ends")
 
 
 def test_ctrl_c_ends_everything_with_one_sentence(ends):
@@ -214,21 +229,28 @@ def test_snakemake_killed_is_said_and_its_jobs_are_ended(ends):
                          "  remedy: run the same command again: what has finished is kept\n")
 
 
-def test_a_job_that_outlives_its_series_keeps_the_next_one_out(ends):
+def test_a_series_and_a_job_that_outlives_it_keep_the_next_one_out(ends):
     forget(ends, "ends", "08_examples")
     request = ends.root / "data/runs/ends/request.json"
+
+    def refused():
+        before = request.read_bytes()
+        r = ends.reproduce("--run", "ends", "--set", "report.title=Another", ok=False)
+        assert r.returncode == 1 and "Traceback" not in r.stderr
+        assert request.read_bytes() == before, "a series that was refused has changed another's request"
+        return r.stderr
+
     with series(ends, "ends") as s:
         job = s.job("08_examples")
-        job.suspend()  # so that it does not end before the next series looks
-        s.process.send_signal(signal.SIGSTOP)  # nor can the driver notice
-        snakemake = s.snakemake()
-        s.process.kill(), snakemake.kill()
-        before = request.read_bytes()
-        refused = ends.reproduce("--run", "ends", "--set", "report.title=Another", ok=False)
-        assert refused.returncode == 1 and "Traceback" not in refused.stderr
-        assert "08_examples of a series that was killed is still running" in refused.stderr
-        assert f"process {job.pid} on " in refused.stderr and f"kill {job.pid}" in refused.stderr
-        assert request.read_bytes() == before, "a series that was refused has changed another's request"
+        job.suspend()  # so that it does not end before the others look
+        said = refused()
+        assert "the run 'ends' is being executed by another process" in said and f"process {s.process.pid} on " in said
+        s.process.suspend()  # so that it does not see what happens to Snakemake
+        s.snakemake().kill()
+        s.process.kill()
+        said = refused()
+        assert "08_examples of a series that was killed is still running" in said
+        assert f"process {job.pid} on " in said and f"kill {job.pid}" in said
         job.resume()
         until(lambda: not lives(job), "the job that was left alone")
     assert "08_examples" in ends.records("ends"), "it has done its work"
@@ -395,3 +417,43 @@ def test_a_bad_corpus_ends_with_its_own_sentence_and_names_what_did_not_run(chec
     assert re.search(r"1 job failed: 06_corpus; not run because of that: 07_audit, .*08_examples, .*11_score$", r.stderr,
                      re.MULTILINE)
     assert "06_corpus: stopped" in (checkout.root / "figures/faulty/report.html").read_text()
+
+
+@pytest.mark.slow
+def test_training_and_generation_say_how_far_they_are(ends):
+    forget(ends, "ends", "08d_base-tiny", "10_generate-tiny-base")
+    with series(ends, "ends") as s:
+        for name, file, line in (("08d_base-tiny", r"step \d+/40 loss", r"\(base step \d+/40 loss \d+\.\d+\)"),
+                                 ("10_generate-tiny-base", r"replies", r"\(replies \w+ \d+/\d+\)")):
+            kernel, progress = s.kernel(s.job(name)), s.lock_of(name).with_suffix(".progress")
+            until(lambda: progress.is_file() and re.search(file, progress.read_text()), f"progress of {name}")
+            kernel.suspend()  # a line comes at least every half minute, and on a fast machine it is over by then
+            until(lambda: re.search(f"running: .*{name} {line}", s.text()), f"a line about {name}")
+            kernel.resume()
+        assert s.ended()[0] == 0
+    assert ends.tables("ends") == ends.tables()
+
+
+@pytest.mark.slow
+def test_a_run_whose_first_job_is_killed_says_what_is_missing_and_is_completed(checkout):
+    with series(checkout, "first") as s:
+        s.job("06_corpus").kill()
+        code, text = s.ended()
+    assert code == 1 and "Traceback" not in text
+    assert "06_corpus was killed" in text
+    assert re.search(r"1 job failed: 06_corpus; not run because of that: 07_audit, .*, 11_score$", text, re.MULTILINE)
+    assert set(checkout.records("first")) == {"14_report"}
+    assert "06_corpus: was killed" in (checkout.root / "figures/first/report.html").read_text()
+    assert "Executed 13 of 13 jobs" in checkout.reproduce("--run", "first").stdout
+    assert checkout.tables("first") == checkout.tables()
+
+
+@pytest.mark.slow
+def test_snakemake_runs_a_request_from_any_file_without_the_command(ends):
+    forget(ends, "ends", "08_examples")
+    (ends.root / "mine.json").write_text(json.dumps({"profile": "micro", "overrides": {"run.name": "ends"}}))
+    (ends.root / "data/runs/ends/request.json").unlink()
+    command = [sys.executable, "-m", "snakemake", "--configfile", "mine.json"]
+    r = subprocess.run(command, cwd=ends.root, env=ends.env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    assert "nothing was run" in ends.reproduce("--run", "ends").stdout and ends.tables("ends") == ends.tables()
