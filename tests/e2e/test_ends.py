@@ -423,7 +423,7 @@ def test_a_bad_corpus_ends_with_its_own_sentence_and_names_what_did_not_run(chec
 def test_training_and_generation_say_how_far_they_are(ends):
     forget(ends, "ends", "08d_base-tiny", "10_generate-tiny-base")
     with series(ends, "ends") as s:
-        for name, file, line in (("08d_base-tiny", r"step \d+/40 loss", r"\(base step \d+/40 loss \d+\.\d+\)"),
+        for name, file, line in (("08d_base-tiny", r"step \d+/40 loss", r"\(\D+ step \d+/40 loss \d+\.\d+\)"),
                                  ("10_generate-tiny-base", r"replies", r"\(replies \w+ \d+/\d+\)")):
             kernel, progress = s.kernel(s.job(name)), s.lock_of(name).with_suffix(".progress")
             until(lambda: progress.is_file() and re.search(file, progress.read_text()), f"progress of {name}")
