@@ -38,7 +38,3 @@ def test_an_export_overwrites_nothing(tmp_path):
     (tmp_path/"there").write_text("x")
     with pytest.raises(SystemExit, match="new or empty"): main(["export", "--to", str(tmp_path)])
     assert (tmp_path/"there").read_text() == "x"
-
-def test_a_status_line_says_what_runs_and_how_far():
-    line = status_line(["a", "b", "c"], {"a"}, {"b": "step 3/9"}, time.time() - 61, {"a": 5, "b": 60, "c": 30}, 1)
-    assert line == "[1:01] 1 done, 1 running: b (step 3/9), 1 left, about 1:00 to go"

@@ -11,6 +11,10 @@ def test_an_override_goes_through_the_same_check():
     assert resolve("sample", {"corpus.data": "elsewhere"})[0].params["data"] == "elsewhere"
     with pytest.raises(ProfileError, match="corpus.dat"): resolve("sample", {"corpus.dat": "x"})
 
+def test_what_is_said_for_all_on_the_command_line_wins_over_a_section_of_the_profile():
+    jobs = {j.stage.name: j for j in resolve("sample", {"run.corpus": "raw"})}
+    assert jobs["examples"].params["corpus"] == "raw" and resolve("sample")[4].params.get("corpus", "clean") == "clean"
+
 def test_every_profile_resolves():
     for p in (project_root()/"profiles").glob("*.yml"): assert resolve(p.stem)
 

@@ -8,8 +8,6 @@ import json
 
 import pytest
 
-from deescal.engine.errors import ProfileError
-
 # %% ../nbs/appendix/A10_lesson.ipynb #lesson_test
 @pytest.fixture
 def project(tmp_path, monkeypatch):

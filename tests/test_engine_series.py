@@ -28,6 +28,13 @@ def test_tables_decide_the_order_and_names_only_break_ties(tmp_path):
     stage_file(tmp_path, "03_last", {"question": "?", "reads": "y"})
     assert list(read_stages(tmp_path)) == ["early", "late", "last"]
 
+@pytest.mark.parametrize("reads, words", [("xs", "'x'"), ("x y", "itself")])
+def test_a_table_that_nobody_else_writes_is_named(tmp_path, reads, words):
+    stage_file(tmp_path, "01_a", {"question": "?"}, {"x": "(a) x\n a str: a"})
+    stage_file(tmp_path, "02_b", {"question": "?", "reads": reads}, {"y": "(a) y\n a str: a"})
+    with pytest.raises(DeescalError, match=words) as e: read_stages(tmp_path)
+    assert "02_b" in e.value.where
+
 def test_a_circle_is_an_error_that_names_it(tmp_path):
     stage_file(tmp_path, "01_a", {"question": "?", "reads": "y"}, {"x": "(a) x\n a str: a"})
     stage_file(tmp_path, "02_b", {"question": "?", "reads": "x"}, {"y": "(a) y\n a str: a"})

@@ -64,7 +64,7 @@ def test_a_line_break_inside_quotes_is_kept():
 
 def test_a_field_of_half_a_megabyte_is_read():
     text = f'0:01,A,"{"no, " * 125_000}"\n'
-    assert len(next(iter(read_records(text))[1][2]) == 500_000 and count_records(text) == 1
+    assert len(next(iter(read_records(text)))[1][2]) == 500_000 and count_records(text) == 1
 
 # %% ../nbs/05a_read.ipynb #start_test
 @given(st.integers(0, 99*3600))

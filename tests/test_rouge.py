@@ -3,6 +3,11 @@ import deescal.rouge as _module
 
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
+# %% ../nbs/09b_rouge.ipynb #test_imports
+import random
+
+import pytest
+
 # %% ../nbs/09b_rouge.ipynb #rouge_test
 def test_rouge_l_equals_the_reference_implementation():
     from rouge_score.rouge_scorer import RougeScorer

@@ -13,7 +13,8 @@ import yaml
 
 from .errors import DeescalError, host_error
 from .files import atomic, digest, write_text
-from .jobs import fingerprint, hold, outputs, page_fingerprint, page_stale, read_record, release, stale
+from .jobs import (
+    fingerprint, hold, job_writes, outputs, page_fingerprint, page_stale, read_record, release, stale)
 from .notebooks import cell_kind, import_nbformat, notebook_cells
 from .provenance import hardware
 

@@ -10,7 +10,7 @@ __all__ = ['LEFT_OUT', 'LESSON', 'find_notebook', 'assert_exported', 'check_para
 import os, re
 
 from .closure import code_sha256
-from .errors import DeescalError
+from .errors import DeescalError, ProfileError, did_you_mean
 from .files import project_root
 from .notebooks import (
     cell_kind, check_value, directives, module_name, notebook_cells, notebook_parameters, stage_name)
@@ -21,14 +21,19 @@ from .series import STAGES
 def find_notebook(name, root=None):
     "The file of the notebook called `name`, a lesson or one of the appendix."
     folder = (root or project_root())/"nbs"
-    return next(p for p in (folder/f"{name}.ipynb", folder/"appendix"/f"{name}.ipynb") if p.is_file())
+    for path in (folder/f"{name}.ipynb", folder/"appendix"/f"{name}.ipynb"):
+        if path.is_file(): return path
+    raise DeescalError(f"there is no notebook {name!r}", where=folder,
+                       remedy=did_you_mean(name, [p.stem for p in folder.rglob("*.ipynb")]))
 
 def assert_exported(notebook, root=None):
     "Raise `DeescalError` unless the exported cells of `notebook` (such as '06_corpus') equal the module they went to."
     root = root or project_root()
     path = find_notebook(notebook, root)
     cells = [c["source"] for c in notebook_cells(path) if c["cell_type"] == "code"]
-    module = module_name(path)
+    if not (module := module_name(path)):
+        raise DeescalError("a notebook that says not where its code goes", where=path,
+                           remedy=f"begin it with a cell: #| default_exp {stage_name(path)}")
     exported = "\n".join(c for c in cells if "export" in directives(c))
     library = root/"deescal"/f"{module.replace('.', '/')}.py"
     text = library.read_text(encoding="utf-8") if library.is_file() else ""
@@ -42,7 +47,11 @@ def assert_exported(notebook, root=None):
 # %% ../../nbs/appendix/A10_lesson.ipynb #check_parameters
 def check_parameters(notebook, namespace, root=None):
     "Raise `ProfileError` unless each parameter in `namespace` has its declared type and is allowed."
-    for name, parameter in notebook_parameters(find_notebook(notebook, root)).items():
+    declared = notebook_parameters(find_notebook(notebook, root))
+    if lacks := [n for n in ("run_name", "seed", "lesson") if n not in declared]:
+        raise ProfileError(f"{notebook} has no parameter {', '.join(lacks)}", where=f"{notebook}, cell tagged 'parameters'",
+                           remedy="every stage has run_name: str, seed: int and lesson: bool")
+    for name, parameter in declared.items():
         check_value(name, namespace[name], parameter, f"{notebook}, its parameters (papermill -p or -f)")
 
 # %% ../../nbs/appendix/A10_lesson.ipynb #skip

@@ -82,7 +82,11 @@ def declaration(path):
 @lru_cache(maxsize=None)
 def _declaration(path, mtime_ns):
     out = {}
-    for node in ast.parse(tagged(path, "stage")).body:
+    try: body = ast.parse(tagged(path, "stage")).body
+    except SyntaxError as e:
+        raise DeescalError(f"not Python: {e.msg}", where=f"{path}, line {e.lineno} of the cell tagged 'stage'",
+                           remedy="mend that line") from None
+    for node in body:
         try: out[node.targets[0].id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
             raise DeescalError(

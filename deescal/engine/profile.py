@@ -54,6 +54,8 @@ def load_profile(
     for name, value in overrides.items():
         section, _, key = name.partition(".")
         values[section] = (values.get(section) or {}) | {key: value}
+        for other in values if section == "run" else ():  # what is said for all, on the command line, is meant for all
+            if other not in ("run", "models") and f"{other}.{key}" not in overrides: (values[other] or {}).pop(key, None)
     def where(section, key):
         name = f"{section}.{key}"
         return f"SET {name}" if name in overrides else f"{path}, {name}"

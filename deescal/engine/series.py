@@ -80,7 +80,16 @@ def read_stages(folder=None):
     return _read_stages(state(lessons(folder)))
 
 @lru_cache(maxsize=8)
-def _read_stages(notebooks): return in_order([s for path, _ in notebooks if (s := read_stage(Path(path)))])
+def _read_stages(notebooks):
+    stages = [s for path, _ in notebooks if (s := read_stage(Path(path)))]
+    written = {"accounting", *(t for s in stages for t in s.writes)}
+    for s in stages:
+        for t in s.reads:
+            if t in written and t not in s.writes: continue
+            raise DeescalError(f"{s.notebook} reads the table {t!r}, which " + (
+                "it writes itself" if t in s.writes else "no stage writes"), where=f"{s.notebook}, cell tagged 'stage'",
+                remedy=did_you_mean(t, written - set(s.writes)))
+    return in_order(stages)
 
 # %% ../../nbs/appendix/A09_series.ipynb #series
 class _Series(Mapping):
