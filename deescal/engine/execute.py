@@ -196,6 +196,12 @@ def _run_stale(job):
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     job.record.unlink(missing_ok=True)
     execute(job)
+    absent = [p.relative_to(job.run.data).with_suffix("").as_posix() for p in job_writes(job) if not p.exists()]
+    if absent:
+        raise DeescalError(
+            f"{job.name} did not write {', '.join(absent)}", where=job.notebook,
+            remedy="write each table that its cell `stage` declares, and where there are tables the accounting: "
+                   f"run.write(\"accounting\", account(...), part=\"{job.stage.name}\")")
     record = {
         "job": job.name, "stage": job.stage.name, "started": started,
         "seconds": round(time.perf_counter() - start, 2), "peak_mb": _peak_mb(), "hardware": hardware(),

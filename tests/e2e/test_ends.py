@@ -150,44 +150,44 @@ def ends(checkout):
 
 
 def test_a_job_or_a_kernel_that_is_killed_is_named_and_the_others_go_on(ends):
-    forget(ends, "ends", "07d_datacard", "08_examples", "09b_modelcards")
+    forget(ends, "ends", "07d_datacard", "08_examples", "09e_modelcards")
     with series(ends, "ends") as s:
         job = s.job("07d_datacard")
         kernel = s.kernel(job)
         job.kill()
         until(lambda: not lives(kernel), "the end of the kernel whose job was killed")
-        kernel = s.kernel(s.job("09b_modelcards"))
-        until(lambda: '"status": "completed"' in s.notebook("09b_modelcards").read_text(), "a cell that is through")
+        kernel = s.kernel(s.job("09e_modelcards"))
+        until(lambda: '"status": "completed"' in s.notebook("09e_modelcards").read_text(), "a cell that is through")
         kernel.kill()
         code, text = s.ended()
     assert code == 1 and "Traceback" not in text, text
     log = ends.root / "data/runs/ends/jobs/07d_datacard.log"
     assert "07d_datacard was killed" in text and f"where:  {log}" in text and log.is_file()
-    assert "09b_modelcards stopped: its kernel died" in text
-    notebook = re.search(r"where:  (\S*09b_modelcards.failed.ipynb)", text)[1]
+    assert "09e_modelcards stopped: its kernel died" in text
+    notebook = re.search(r"where:  (\S*09e_modelcards.failed.ipynb)", text)[1]
     assert (ends.root / notebook).is_file()
     assert text.count("Run the same command again") + text.count("run the same command again") >= 2
-    assert re.search(r"2 jobs failed: (07d_datacard, 09b_modelcards|09b_modelcards, 07d_datacard)", text)
+    assert re.search(r"2 jobs failed: (07d_datacard, 09e_modelcards|09e_modelcards, 07d_datacard)", text)
     assert "08_examples: done in" in text and {"08_examples", "14_report"} <= set(ends.records("ends"))
     for where in ("figures/ends/report.html", "figures/ends/summary.txt"):
         told = (ends.root / where).read_text()
-        assert "07d_datacard: was killed" in told and "09b_modelcards: stopped: its kernel died" in told
+        assert "07d_datacard: was killed" in told and "09e_modelcards: stopped: its kernel died" in told
     assert not processes_of(ends, "ends")
     again = ends.reproduce("--run", "ends")
     assert "Executed 3 of 13 jobs" in again.stdout
     assert ends.tables("ends") == ends.tables()
-    assert not any(sockets(ends, "ends", j).exists() for j in ("07d_datacard", "08_examples", "09b_modelcards"))
+    assert not any(sockets(ends, "ends", j).exists() for j in ("07d_datacard", "08_examples", "09e_modelcards"))
     assert "killed" not in (ends.root / "figures/ends/summary.txt").read_text()
 
 
 def test_a_kernel_that_is_killed_as_it_starts_is_named_too(ends):
-    forget(ends, "ends", "09b_modelcards")
-    command = ends.command("job", "09b_modelcards", "--profile", "micro", "--run", "ends")
+    forget(ends, "ends", "09e_modelcards")
+    command = ends.command("job", "09e_modelcards", "--profile", "micro", "--run", "ends")
     job = psutil.Popen(command, cwd=ends.root, env=ends.env, stderr=subprocess.PIPE, text=True)
     until(lambda: [k.kill() for k in job.children() if "ipykernel_launcher" in k.cmdline()], "a kernel")
     said = job.communicate(timeout=PATIENCE)[1]
-    assert job.returncode == 1 and "09b_modelcards stopped: its kernel died" in said and "remedy" in said
-    assert "Traceback" not in said and "09b_modelcards" not in ends.records("ends")
+    assert job.returncode == 1 and "09e_modelcards stopped: its kernel died" in said and "remedy" in said
+    assert "Traceback" not in said and "09e_modelcards" not in ends.records("ends")
 
 
 def test_ctrl_c_ends_everything_with_one_sentence(ends):

@@ -86,7 +86,7 @@ EDITS = {
         {"14_report"}, {"07d_datacard", "08d_base-tiny", "09_finetune-tiny"}),
     "a sentence of a card": (
         lambda r: edit_module(r, "cards", "transcription errors", "errors of transcription"),
-        {"07d_datacard", "09b_modelcards"}, set()),
+        {"07d_datacard", "09e_modelcards"}, set()),
     "an assert in a test cell": (
         lambda r: edit_cell(r, "09_finetune", "recipes_test", add_line("assert True")), set(), set()),
     "a show cell": (
