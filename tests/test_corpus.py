@@ -55,4 +55,4 @@ def test_fiction_is_known_by_its_hashes_and_one_foreign_file_ends_it(hashes, fic
 
 def test_the_hashes_are_those_of_the_files_that_ship():
     kept = json.loads((project_root()/"data"/"fiction.json").read_text())
-    assert kept == shipped_fiction(project_root()), "data/fiction.json is out of step: run make export"
+    assert kept == shipped_fiction(project_root()), "a file in data/sample or data/planted is not what ships: take it out, or commit it and run make export"

@@ -43,6 +43,15 @@ def test_dialogue_is_shown_only_where_it_is_fiction_and_wanted(tmp_path, fiction
     run.write("origin", pl.DataFrame({"fiction": [fiction], "notice": ["Only a toy."]}))
     assert run.shows(wanted) == shown and run.notice() == "Only a toy."
 
+def test_what_was_made_from_other_data_does_not_stay_under_a_new_origin(tmp_path):
+    run = Run("r", root=tmp_path)
+    run.set_origin(False, "", by_hand=True)
+    run.write("groups", _groups())
+    with pytest.raises(DeescalError, match="a run of its own"): run.set_origin(True, "A toy.", by_hand=True)
+    assert not run.shows() and run.table_path("groups").is_file()
+    run.set_origin(True, "A toy.", by_hand=False)
+    assert run.shows() and not run.table_path("groups").exists()
+
 # %% ../nbs/appendix/A05_run.ipynb #account_test
 def test_a_lost_record_is_an_error():
     with pytest.raises(AccountingError, match="5 row records in, but 3 out and 1 rejected"):

@@ -156,7 +156,7 @@ def failures(jobs, since):
     "Jobs that failed since a time: name -> `DeescalError` with what, where and remedy."
     out = {}
     for job in jobs:
-        if job.failure.is_file() and job.failure.stat().st_mtime >= since:
+        if job.failure.is_file():
             out[job.name] = DeescalError(**json.loads(job.failure.read_text()))
         elif killed(job.lock):
             job.progress.unlink(missing_ok=True)
@@ -214,7 +214,9 @@ def run_series(request, why, wanted, extra, since):
     while True:
         full = request | {"failed": {n: _in_a_line(n, e) for n, e in failed.items()}}
         jobs = resolve(**full)
-        series = series or lock(jobs[0].run, jobs, ".series")
+        if series is None:
+            series = lock(jobs[0].run, jobs, ".series")
+            for job in jobs: job.failure.unlink(missing_ok=True)  # of an earlier time
         needed = wanted_jobs(jobs, wanted)
         if failed: why = why_run(needed)
         targets = [str(j.stamp.relative_to(j.run.root)) for j in needed] if wanted else []

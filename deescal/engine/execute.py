@@ -14,9 +14,9 @@ import yaml
 from .errors import DeescalError, host_error
 from .files import atomic, digest, write_text
 from .jobs import (
-    fingerprint, hold, job_writes, outputs, page_fingerprint, page_stale, read_record, release, stale)
+    WRITTEN, fingerprint, hold, job_writes, outputs, page_fingerprint, page_stale, read_record, release, stale)
 from .notebooks import cell_kind, import_nbformat, notebook_cells
-from .provenance import hardware
+from .provenance import git_revision, hardware, versions
 
 # %% ../../nbs/appendix/A13_execute.ipynb #prepare
 def kinds_to_run(lesson, only_page):
@@ -47,9 +47,14 @@ def settle_streams(outputs):
 @contextlib.contextmanager
 def socket_folder(job):
     "An empty folder for the sockets of the job's kernel, removed at the end; its path is short, as sockets need."
-    path = Path(tempfile.gettempdir())/f"deescal-{os.getuid()}"/digest(str(job.run.data), job.name, length=12)
+    ours = Path(tempfile.gettempdir())/f"deescal-{os.getuid()}"
+    path = ours/digest(str(job.run.data), job.name, length=12)
     shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True, mode=0o700)
+    ours.mkdir(mode=0o700, exist_ok=True)
+    if ours.is_symlink() or ours.stat().st_uid != os.getuid():
+        raise DeescalError("a folder for sockets belongs to another user", where=ours,
+                           remedy="set TMPDIR to a folder of your own")
+    path.mkdir(mode=0o700)
     try: yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
@@ -125,10 +130,28 @@ def _kernel_manager(stderr):
 # %% ../../nbs/appendix/A13_execute.ipynb #cell_error
 def _cell_error(job, notebook, error):
     "The `DeescalError` for a cell that failed: papermill's `error`, and the notebook that is executed up to it."
-    said = f"{error.ename.split('.')[-1]}: {error.evalue}"
+    name = error.ename.split(".")[-1]
+    if not job.run.shows() and not _is_ours(name): _hide_words(notebook)
+    said = f"{name}: {error.evalue}" if job.run.shows() or _is_ours(name) else (
+        f"{name} (what it says is not shown, since it may quote dialogue)")
     return DeescalError(
         f"{job.name} stopped: " + said.replace("\n", "\n    "), where=notebook.relative_to(job.run.root),
         remedy=_room_remedy(job, said) or "open that notebook: it is executed up to the cell that failed")
+
+def _is_ours(name):
+    "Whether an exception is one of this library's, whose words are chosen and quote no dialogue."
+    return name in {c.__name__ for c in (DeescalError, *DeescalError.__subclasses__())}
+
+def _hide_words(path):
+    "Take the words of an error out of the notebook at `path`; its kind, and the code that failed, stay."
+    nbformat = import_nbformat()
+    nb = nbformat.read(path, as_version=4)
+    for c in nb.cells:
+        for o in c.get("outputs", []):
+            if o.output_type == "error":
+                o.evalue = "(not shown: it may quote dialogue)"
+                o.traceback = [line for line in o.traceback[:-1]] + [f"{o.ename}: {o.evalue}"]
+    nbformat.write(nb, path)
 
 def _kernel_error(job, notebook, stderr):
     "The `DeescalError` for a kernel that died, with the last of what it wrote to the file `stderr`."
@@ -178,8 +201,9 @@ def _run_held(job):
         job.failure.unlink(missing_ok=True)
         if stale(job): return _run_stale(job)
         if not page_stale(job): return "kept"
+        shown = page_fingerprint(job)
         execute(job, only_page=True)
-        write_text(job.record, json.dumps(read_record(job) | {"page": page_fingerprint(job)}, indent=1))
+        write_text(job.record, json.dumps(read_record(job) | {"page": shown}, indent=1))
         return "page"
     finally:
         job.progress.unlink(missing_ok=True)
@@ -192,7 +216,9 @@ def _peak_mb():
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 def _run_stale(job):
-    before, start = fingerprint(job), time.perf_counter()
+    before, shown, start = fingerprint(job), page_fingerprint(job), time.perf_counter()
+    for path in job.run.figures.rglob("*") if "figures" in job.stage.makes else ():  # of earlier settings, perhaps
+        if path.suffix in WRITTEN and "notebooks" not in path.parts: path.unlink()
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     job.record.unlink(missing_ok=True)
     execute(job)
@@ -205,6 +231,7 @@ def _run_stale(job):
     record = {
         "job": job.name, "stage": job.stage.name, "started": started,
         "seconds": round(time.perf_counter() - start, 2), "peak_mb": _peak_mb(), "hardware": hardware(),
-        "parameters": job.params, "fingerprint": before, "page": page_fingerprint(job), "outputs": outputs(job)}
+        "versions": versions(), "git": git_revision(job.run.root),
+        "parameters": job.params, "fingerprint": before, "page": shown, "outputs": outputs(job)}
     write_text(job.record, json.dumps(record, indent=1))
     return "done"

@@ -92,6 +92,12 @@ def notebooks(root):
     "All notebooks of the project: the lessons, the index, the appendix."
     return sorted((Path(root)/"nbs").rglob("[!.]*.ipynb"))
 
+def _all_in_git(root, *folders):
+    "Whether git knows every file of these folders: a stranger's file among them is not declared to be fiction."
+    r = subprocess.run(["git", "-C", str(root), "ls-files", "-z", *folders], capture_output=True, text=True)
+    here = {p.relative_to(root).as_posix() for f in folders for p in (root/f).glob("*.csv")}
+    return r.returncode == 0 and here <= set(r.stdout.split("\0"))
+
 def export(root=None):
     "Notebooks to library, tests and README: `nbdev_clean`, `nbdev_export`, and the two exports of this module."
     root = Path(root or project_root())
@@ -104,7 +110,7 @@ def export(root=None):
         clear_outputs(path)
         module, text = exported_tests(path)
         if module: write_text(root/"tests"/test_file(module), text)
-    if (root/"data").is_dir():
+    if (root/"data").is_dir() and _all_in_git(root, "data/sample", "data/planted"):
         from deescal.planted import shipped_fiction
         write_text(root/"data"/"fiction.json", json.dumps(shipped_fiction(root), indent=1) + "\n")
     if (root/"nbs"/"index.ipynb").is_file(): write_text(root/"README.md", readme_source(root/"nbs"/"index.ipynb"))

@@ -191,6 +191,8 @@ def fingerprint(job):
     if "base" in stage.makes and job.params["source"] and job.run.path(job.params["source"]).is_dir():
         parts["input model"] = path_sha256(job.run.path(job.params["source"]))
     parts |= {f"input {p}": path_sha256(job.run.path(job.params[p])) for p in stage.paths}
+    if job.run.path(job.params.get("encoder", "")).is_dir():
+        parts["input encoder"] = path_sha256(job.run.path(job.params["encoder"]))
     return parts | {f"resource {n}": str(found(need)) for n, need in stage.needs.items()}
 
 def page_fingerprint(job):

@@ -68,11 +68,11 @@ def skip_lesson(notebook, shell, root=None):
 def series_at_work(run):
     "Whether another process executes this run right now."
     import fcntl
-    path = run.data/".lock"
-    if not path.is_file(): return False
-    with open(path) as handle:
-        try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: return True
+    for path in (run.data/".series", run.data/".lock"):  # the driver's, and Snakemake's
+        if not path.is_file(): continue
+        with open(path) as handle:
+            try: fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError: return True
     return False
 
 def drop_record(run, notebook, namespace):

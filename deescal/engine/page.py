@@ -137,7 +137,7 @@ def render_run(jobs):
             write_text(run.figures/shown_as, (run.folder("export", "")/name).read_text())
     for card in run.folder("cards", "").glob("*.md"): write_text(run.figures/"cards"/card.name, card.read_text())
     if (run.figures/"report.json").is_file():
-        links = [(p.stem, f"notebooks/{p.name}") for p in sorted((run.figures/"notebooks").glob("*.html"))]
+        links = [(j.name, f"notebooks/{j.name}.html") for j in jobs if j.executed.with_suffix(".html").is_file()]
         figures = [path_sha256(p) for p in sorted(run.figures.glob("*.svg"))]
         made_from = digest(path_sha256(run.figures/"report.json"), figures, links, layout_sha256())
         if _write_page(run.figures/"report.html", made_from, lambda: report_html(run.figures, links)):

@@ -7,6 +7,7 @@ __all__ = ['DERIVED', 'profile_path', 'read_profile', 'load_profile', 'run_param
            'check_names']
 
 # %% ../../nbs/appendix/A11_profile.ipynb #imports
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -115,7 +116,7 @@ def check_models(values, path):
 
 def check_names(models, baselines, path):
     "Raise `ProfileError` where two models, or a model and a baseline, would have one name in tables or as files."
-    names = [n.replace("-", "_").casefold() for n in (
+    names = [re.sub("[-.]", "_", n).casefold() for n in (
         *(m.name for m in models), *(s for m in models for s in m.systems), *baselines, "baselines")]
     doubled = next((n for n in names if names.count(n) > 1), None)
     if doubled:

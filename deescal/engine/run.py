@@ -6,14 +6,14 @@
 __all__ = ['Run', 'job_records', 'account']
 
 # %% ../../nbs/appendix/A05_run.ipynb #imports
-import json, os
+import json, os, shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 from fastcore.basics import patch
 
-from .errors import AccountingError, ProfileError, TableError
+from .errors import AccountingError, DeescalError, ProfileError, TableError
 from .files import atomic, project_root, safe_id
 from .tables import TABLES, check_table
 
@@ -82,6 +82,21 @@ def job_records(run):
 def shows(self: Run, wanted=True):
     "Whether dialogue may be shown: where it is `wanted`, and the run's input is the fiction that ships."
     return bool(wanted) and self.table_path("origin").is_file() and self.read("origin")["fiction"][0]
+
+@patch
+def set_origin(self: Run, fiction, notice, by_hand):
+    """Write the table `origin` of a run. Where it was another before, what was made from that input may not stay under
+    the new name: by hand that is refused, in the series it is removed, to be made again."""
+    old = self.read("origin") if self.table_path("origin").is_file() else None
+    new = pl.DataFrame({"fiction": [fiction], "notice": [notice]})
+    if old is not None and not old.equals(new):
+        if by_hand:
+            raise DeescalError(
+                f"the run {self.name!r} was made from other data", where=self.data,
+                remedy="give this notebook a run of its own: -p run_name <name>")
+        for name in ("tables", "base", "adapter", "work", "export", "cards"):
+            shutil.rmtree(self.data/name, ignore_errors=True)
+    return self.write("origin", new)
 
 @patch
 def notice(self: Run):

@@ -57,10 +57,34 @@ def test_no_notebook_run_by_hand_shows_a_word_of_real_data(canary, tmp_path):
             assert r.returncode == 0, f"{stage.notebook}: {r.stderr[-2000:]}"
             text = shown(out)
             assert CANARY not in text and NAME not in text and "Fictional" not in text, stage.notebook
-    folder = canary.root / "figures/canary"
-    for p in folder.rglob("*"):
-        if p.suffix in (".json", ".csv", ".md", ".tex", ".txt", ".svg"):
+    data = canary.root / "data/runs/canary"
+    for p in [*(canary.root / "figures/canary").rglob("*"), *(data / "cards").rglob("*"), *(data / "export").rglob("*")]:
+        if p.suffix in (".json", ".csv", ".md", ".tex", ".txt", ".svg", ".html"):
             assert CANARY not in p.read_text() and NAME not in p.read_text(), p
+
+
+def test_an_error_about_real_data_is_told_without_its_words(canary):
+    "A cell that fails with a text of the data in its message: neither the message nor the notebook shows it."
+    path = canary.root / "nbs/08_examples.ipynb"
+    kept = path.read_text()
+    nb = nbformat.read(path, as_version=4)
+    next(c for c in nb.cells if c.id == "run_it").source = "raise KeyError(run.read('turns')['text'][0])"
+    nbformat.write(nb, path)
+    try:
+        r = canary.reproduce("--run", "failing", "--data", "data/canary", "--set", "run.baselines=[tfidf]", ok=False)
+    finally:
+        path.write_text(kept)
+    assert r.returncode and "08_examples stopped: KeyError (what it says is not shown" in r.stdout + r.stderr
+    assert CANARY not in r.stdout + r.stderr
+    for folder in ("figures/failing", "data/runs/failing/jobs", "data/runs/failing/params"):
+        for p in (canary.root / folder).rglob("*"):
+            assert p.suffix in (".png", ".parquet") or not p.is_file() or CANARY not in p.read_text(), p
+
+
+def test_other_data_by_hand_is_refused_under_the_name_of_a_run(canary, tmp_path):
+    "Else its tables, of real people, would stand beside an origin that says fiction."
+    r = papermill(canary, "06_corpus", tmp_path / "o.ipynb", run_name="canary", data="data/planted", lesson=False)
+    assert r.returncode and "was made from other data" in r.stderr and "run_name" in r.stderr
 
 
 def test_the_same_by_hand_on_fiction_shows_it_where_it_is_asked_for(checkout, tmp_path):

@@ -1,5 +1,6 @@
 "One purpose a room: what imports what, what an import may change, and which names there are."
 import ast
+import builtins
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -107,3 +108,25 @@ def test_settings_are_changed_only_for_as_long_as_needed(word):
     for name, path in modules().items():
         top = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Expr)]
         assert not any(word in ast.unparse(n) for n in top), name
+
+
+def test_what_a_lesson_shows_depends_on_tables_and_never_on_what_was_only_in_memory():
+    "A page is made again from its show cells alone: each name in them stands in a cell that is run then too."
+    for path in lessons():
+        known, used = set(dir(builtins)) | {"display", "get_ipython"}, {}
+        for cell in notebook_cells(path):
+            if cell["cell_type"] != "code" or cell_kind(cell) not in ("parameters", "code", "show"):
+                continue
+            tree = ast.parse(cell["source"])
+            for n in ast.walk(tree):
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store):
+                    known.add(n.id)
+                elif isinstance(n, (ast.FunctionDef, ast.ClassDef)):
+                    known.add(n.name)
+                elif isinstance(n, ast.arg):
+                    known.add(n.arg)
+                elif isinstance(n, (ast.Import, ast.ImportFrom)):
+                    known |= {(a.asname or a.name).split(".")[0] for a in n.names}
+                elif isinstance(n, ast.Name) and cell_kind(cell) == "show":
+                    used.setdefault(n.id, cell["id"])
+        assert {n: c for n, c in used.items() if n not in known} == {}, path.stem

@@ -26,9 +26,9 @@ def finished(checkout, tmp_path_factory):
 def copy(finished, monkeypatch):
     "The copy, as the project of this process; what a test edits is as before when it has ended."
     monkeypatch.setenv("DEESCAL_ROOT", str(finished.root))
-    kept = {p: p.read_bytes() for folder in ("nbs", "deescal") for p in (finished.root / folder).rglob("*") if p.is_file()}
+    kept = {p: p.read_bytes() for folder in ("nbs", "deescal", "data/gold") for p in (finished.root / folder).rglob("*") if p.is_file()}
     yield finished
-    for p in {p for folder in ("nbs", "deescal") for p in (finished.root / folder).rglob("*") if p.is_file()} - set(kept):
+    for p in {p for folder in ("nbs", "deescal", "data/gold") for p in (finished.root / folder).rglob("*") if p.is_file()} - set(kept):
         p.unlink()
     for p, data in kept.items():
         if p.read_bytes() != data:
@@ -41,6 +41,10 @@ def reached(root):
     jobs = resolve("micro", root=root)
     compute = {j.name for j in jobs if stale(j)}
     return compute, {j.name for j in jobs if page_stale(j)} - compute
+
+
+def edit_text(path, more):
+    path.write_text(path.read_text() + more)
 
 
 def edit_module(root, name, old, new):
@@ -93,6 +97,10 @@ EDITS = {
         lambda r: edit_cell(r, "09_finetune", "output", add_line("print(1)")), set(), {"09_finetune-tiny"}),
     "a run cell": (
         lambda r: edit_cell(r, "07_audit", "run_it", add_line("x = 1")), {"07_audit"}, set()),
+    "the measured figures that a card quotes": (
+        lambda r: (r / "data/gold/personal.json").write_text("{}"), {"07d_datacard"}, set()),
+    "the weights of the roles": (
+        lambda r: edit_text(r / "deescal/roles.json", "\n"), {"06_corpus", "07b_clean", "07d_datacard"}, set()),
     "a command": (
         lambda r: edit_module(r, "engine/cli", "def clock(seconds)", "CLOCK = 1\n\ndef clock(seconds)"), set(), set()),
 }
@@ -164,6 +172,9 @@ def test_all_pages_by_their_show_cells_alone_are_those_of_the_whole_jobs(copy):
     assert out.count("its page changed") == len(copy.records())
     after = pages()
     assert {n for n in before if before[n] != after[n]} == set()
+    said = copy.reproduce("--set", "run.show_text=true; run.lesson=true").stdout  # every branch of what may be shown
+    assert "failed" not in said and "He is old." in (root / "figures/micro/notebooks/10_generate-baselines.html").read_text()
+    copy.reproduce()
 
 
 def test_css_renders_pages_anew_and_executes_nothing(copy):
