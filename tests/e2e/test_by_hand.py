@@ -132,11 +132,11 @@ def test_papermill_with_a_jobs_parameter_file_writes_the_same_tables(checkout, t
     checkout.reproduce()
 
 
-LIBRARY = [p.stem for p in lessons() if not tagged(p, "stage")] + [
-    f"appendix/{p.stem}" for p in sorted((lessons()[0].parent / "appendix").glob("*.ipynb"))]
+LIBRARY = [p.stem for p in lessons() if not tagged(p, "stage")]
+APPENDIX = [f"appendix/{p.stem}" for p in sorted((lessons()[0].parent / "appendix").glob("*.ipynb"))]
 
 
-@pytest.mark.parametrize("name", LIBRARY)
+@pytest.mark.parametrize("name", [*LIBRARY, *(pytest.param(n, marks=pytest.mark.slow) for n in APPENDIX)])
 def test_a_lesson_that_is_no_stage_is_executed_to_a_page(checkout, name):
     out = checkout.deescal("lesson", name.split("/")[-1])
     page = (checkout.root / f"figures/lessons/{name.split('/')[-1]}.html").read_text()
