@@ -64,7 +64,7 @@ class Checkout:
 
     def records(self, run="micro"):
         found = sorted((self.root / "data/runs" / run / "jobs").glob("*.json"))
-        return {p.stem: json.loads(p.read_text()) for p in found}
+        return {p.stem: json.loads(p.read_text()) for p in found if not p.name.endswith(".failed.json")}
 
     def ran(self, before, run="micro"):
         "The jobs that were executed since `before`, a result of `records`."

@@ -102,7 +102,7 @@ EDITS = {
     "the weights of the roles": (
         lambda r: edit_text(r / "deescal/roles.json", "\n"), {"06_corpus", "07b_clean", "07d_datacard"}, set()),
     "a command": (
-        lambda r: edit_module(r, "engine/cli", "def clock(seconds)", "CLOCK = 1\n\ndef clock(seconds)"), set(), set()),
+        lambda r: edit_module(r, "engine/drive", "def clock(seconds)", "CLOCK = 1\n\ndef clock(seconds)"), set(), set()),
 }
 
 
