@@ -1,4 +1,5 @@
 "The whole series on eight scenarios: what runs, what does not run again, and what a report holds."
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import time
 
 import nbformat
 import polars as pl
+import psutil
 import pytest
 
 from deescal.engine.jobs import resolve
@@ -129,14 +131,18 @@ def test_two_runs_give_the_same_bytes(checkout):
 
 
 def start_and_kill(checkout, run, when, *args):
-    "Start a run in a session of its own and SIGKILL all of it as soon as `when()` holds."
+    "Start a run and SIGKILL all of its processes (Snakemake, jobs, kernels: sessions of their own) once `when()` holds."
     p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), cwd=checkout.root,
                          env=checkout.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     limit = time.monotonic() + 120
     while not when() and time.monotonic() < limit and p.poll() is None:
         time.sleep(0.02)
     assert p.poll() is None, "the run ended before it could be killed"
-    os.killpg(p.pid, signal.SIGKILL)
+    everything = [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]
+    for process in everything:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(everything, 30)
     p.wait()
 
 
