@@ -306,4 +306,4 @@ def main(argv=None):
               "finished is kept, and the same command goes on from there", file=sys.stderr)
         raise SystemExit(128 + kind) from None
 
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "__file__" in globals(): main()  # not in a notebook, which is called so too
