@@ -7,7 +7,7 @@ __all__ = ['TEMPLATES', 'TAGS', 'ATTRIBUTES', 'environment', 'page', 'read_execu
            'figure_address', 'report_html', 'layout_sha256', 'render_lesson', 'render_run', 'lesson_page']
 
 # %% ../../nbs/appendix/A14_page.ipynb #imports
-import ast, base64, json, re, tempfile
+import ast, base64, json, os, re, tempfile
 from pathlib import Path
 
 from .closure import import_closure, imported_modules
@@ -161,6 +161,7 @@ def _run_lesson(path, kinds):
     "The notebook as executed by papermill; a cell that fails is a `DeescalError`."
     import_nbformat()
     import papermill
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # progress bars are text here
     with tempfile.TemporaryDirectory() as folder:
         try:
             nb = papermill.execute_notebook(
