@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from deescal.engine.files import project_root
-from deescal.planted import tokenizer_like
+from deescal.toys import tokenizer_like
 
 # %% ../nbs/08d_base.ipynb #resolve_test
 def test_a_source_is_what_it_looks_like(tmp_path):

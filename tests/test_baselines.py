@@ -12,7 +12,7 @@ from deescal.engine.tables import TABLES
 from deescal.rouge import rouge_l_scores
 
 # %% ../nbs/09d_baselines.ipynb #toy
-from deescal.planted import toy_chats
+from deescal.toys import toy_chats
 
 toy_messages, toy_points = toy_chats(
     ["Your name?", "Dale.", "Step back.", "No way."],

@@ -9,10 +9,10 @@ import subprocess, sys, textwrap
 from hypothesis import given, settings, strategies as st
 import pytest
 
-from deescal.planted import FORMS, tokenizer_like
+from deescal.toys import FORMS, tokenizer_like
 
 # %% ../nbs/08b_chat.ipynb #toy_format
-from deescal.planted import toy_dialogue, toy_format as make_toy_format
+from deescal.toys import toy_dialogue, toy_format as make_toy_format
 
 toy_format = make_toy_format()
 

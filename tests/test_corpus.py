@@ -10,7 +10,6 @@ from deescal.read import read_folder
 import pytest
 
 from deescal.engine.files import project_root
-from deescal.planted import shipped_fiction
 from deescal.read import read_transcripts
 
 HEADER = "start_time,speaker_label,transcript\n"

@@ -8,7 +8,7 @@ from deescal.clean import describe_corpora
 import pytest
 
 from deescal.cards import FIELDS, INTENDED, PROHIBITED
-from deescal.planted import sample_tables
+from deescal.toys import sample_tables
 
 # %% ../nbs/07d_datacard.ipynb #exported_test
 def test_nothing_that_is_handed_on_leads_to_a_video():

@@ -6,7 +6,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 # %% ../nbs/13b_figures.ipynb #test_imports
 from deescal.clean import BUDGET
 from deescal.engine.run import Run
-from deescal.planted import sample_tables
+from deescal.toys import sample_tables
 
 # %% ../nbs/13b_figures.ipynb #figures_test
 def test_figures_say_what_they_show_and_stand_an_empty_corpus():

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from deescal.base import FUSED, tiny_model
 from deescal.chat import train_tokenizer
-from deescal.planted import toy_dialogue, toy_format as make_toy_format
+from deescal.toys import toy_dialogue, toy_format as make_toy_format
 from deescal.train import pack
 
 toy_format = make_toy_format()

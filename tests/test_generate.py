@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from deescal.base import tiny_model
-from deescal.planted import toy_chats, toy_format as make_toy_format
+from deescal.toys import toy_chats, toy_format as make_toy_format
 
 # %% ../nbs/10_generate.ipynb #prompts_setup
 toy_format = make_toy_format("Step back, sir. Why? No! I won't.")

@@ -111,7 +111,7 @@ def export(root=None):
         module, text = exported_tests(path)
         if module: write_text(root/"tests"/test_file(module), text)
     if (root/"data").is_dir() and _all_in_git(root, "data/sample", "data/planted"):
-        from deescal.planted import shipped_fiction
+        from deescal.corpus import shipped_fiction
         write_text(root/"data"/"fiction.json", json.dumps(shipped_fiction(root), indent=1) + "\n")
     if (root/"nbs"/"index.ipynb").is_file(): write_text(root/"README.md", readme_source(root/"nbs"/"index.ipynb"))
 
