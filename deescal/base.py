@@ -81,6 +81,7 @@ def compute_dtype():
     import torch
     return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
+# %% ../nbs/08d_base.ipynb #model_class
 def model_class(config):
     """The class that loads a model of this configuration: a causal language model, alone or with eyes;
     None if it is neither."""
@@ -88,6 +89,7 @@ def model_class(config):
     kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
     return next((k for k in kinds if type(config) in k._model_mapping), None)
 
+# %% ../nbs/08d_base.ipynb #load_base
 def load_base(folder, dtype=None):
     "The model of a base folder, its linear layers in NF4 with double quantisation (Dettmers et al. 2023, 2305.14314)."
     import torch, transformers
@@ -121,6 +123,7 @@ def attach_to(model, source):
             remedy="its layers have other names: add it to REGISTRY in 08d_base with the names that it has")
     return list(wanted)
 
+# %% ../nbs/08d_base.ipynb #check_model_itself
 def check_model(config, tokenizer, source, folder=None):
     """Refuse a model that would fail later, judged by its configuration and, in a `folder`, by its weights;
     returns its size."""
@@ -177,6 +180,7 @@ def describe_base(model, source, root):
         "kind": kind, "where": where, "revision": revision,
         "positions": getattr(text, "max_position_embeddings", 0)}
 
+# %% ../nbs/08d_base.ipynb #template_of
 def template_of(format):
     "A chat form in words: what stands around the civilian's message."
     before, after = format.around["assistant"]

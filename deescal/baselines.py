@@ -101,6 +101,7 @@ BASELINES = {
     "previous": (previous_replies, "the civilian's previous reply"),
     "tfidf": (tfidf_replies, "reply to the nearest training prompt (TF-IDF)")}
 
+# %% ../nbs/09d_baselines.ipynb #baseline_replies
 def baseline_replies(system, points, messages, seed):
     """Replies of the baseline `system` at the test points: (scenario_id, point, reply, flag).
 

@@ -20,9 +20,13 @@ from .roles import read_weights
 INTENDED = (
     "Education and training of human officers in de-escalation: a model plays the civilian in an exercise.",
     "Research on such training, on dialogue in conflict, and on the quality of corpora made by machines.")
+
+# %% ../nbs/07c_cards.ipynb #prohibited
 PROHIBITED = (
     "Predictive policing.", "Profiling or scoring of people or groups.", "Autonomous decisions about people.",
     "Identifying anybody in the dialogues, or linking them to videos or news.")
+
+# %% ../nbs/07c_cards.ipynb #limits
 LIMITS = (
     "The videos were chosen by channels for an audience: arrests and quarrels are over-represented, quiet encounters "
         "are rare.",
@@ -37,16 +41,19 @@ def _cell(v):
     if isinstance(v, float): return f"{v:,.0f}" if v.is_integer() else f"{v:,.3f}"
     return f"{v:,}" if isinstance(v, int) else str(v).replace("|", "\\|")
 
+# %% ../nbs/07c_cards.ipynb #markdown_table
 def _md(df):
     align = ["right" if df.schema[c].is_numeric() else "left" for c in df.columns]
     return tabulate([[_cell(v) for v in r] for r in df.rows()], headers=df.columns, tablefmt="pipe", colalign=align,
                     disable_numparse=True)
 
+# %% ../nbs/07c_cards.ipynb #faults
 def _faults(findings):
     return findings.group_by("finding", "severity", "action").agg(
         pl.len().alias("findings"), pl.col("scenario_id").n_unique().alias("scenarios"), pl.col("words").sum(),
     ).sort("finding")
 
+# %% ../nbs/07c_cards.ipynb #bullets
 def _bullets(lines): return "\n".join(f"- {x}" for x in lines)
 
 # %% ../nbs/07c_cards.ipynb #card_parts
@@ -73,6 +80,7 @@ labels and times. Roles: a linear model on conduct and words, {made["accuracy of
 in cross-validation on {made["scenarios labelled"]} scenarios of the release that were labelled by reading (kappa of two
 readings {made["kappa of the two readers, by speaker"]}; the readers were language-model agents)."""
 
+# %% ../nbs/07c_cards.ipynb #remedies
 def _remedies(t):
     return f"""## Known faults, and what was done
 
@@ -82,6 +90,7 @@ Where the words of the raw corpus went:
 
 {_md(word_budget(t["trace"]))}"""
 
+# %% ../nbs/07c_cards.ipynb #privacy
 def _privacy(t):
     if t["corpora"].filter(corpus="clean")["personal"][0] == "keep":
         return ("## Personal data\n\n"
@@ -117,6 +126,7 @@ FIELDS = {
     "text": "what was said, de-identified", "words": "runs of characters between white space",
     "tokens": "wordpunct tokens", "repairs": "what was done to the turn"}
 
+# %% ../nbs/07c_cards.ipynb #record_set
 def _record_set(schema):
     import mlcroissant as mlc
     types = {pl.String: mlc.DataType.TEXT, pl.Int64: mlc.DataType.INTEGER, pl.Float64: mlc.DataType.FLOAT}

@@ -17,6 +17,7 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
+# %% ../nbs/08b_chat.ipynb #train_tokenizer
 def train_tokenizer(
     texts,        # what to learn from
     vocabulary,   # tokens to know, special ones and the 256 bytes included
@@ -85,6 +86,7 @@ def ids(self: ChatFormat, text, special=False):
     "Tokens of `text`; what looks like a special token is plain text unless `special`."
     return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
 
+# %% ../nbs/08b_chat.ipynb #format_opening
 @patch
 def opening(self: ChatFormat, system_prompt):
     "Tokens that stand before the first message: the system prompt, or a first message that says the same."
@@ -93,12 +95,14 @@ def opening(self: ChatFormat, system_prompt):
         return self.ids(before, special=True) + self.ids(system_prompt) + self.ids(after, special=True)
     return self.ids(self.begin, special=True) + sum(self.message("user", system_prompt), [])
 
+# %% ../nbs/08b_chat.ipynb #format_message
 @patch
 def message(self: ChatFormat, role, text):
     "Tokens of one message: (before, content, after)."
     before, after = self.around[role]
     return self.ids(before, special=True), self.ids(text.strip()), self.ids(after, special=True)
 
+# %% ../nbs/08b_chat.ipynb #format_check
 @patch
 def _check(self: ChatFormat):
     "Refuse a template whose pieces, encoded one by one, are not what the whole is."

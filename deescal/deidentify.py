@@ -21,15 +21,20 @@ _CODE = (
     "Juliet King Kilo Lincoln Lima Mary Mike Nora November Ocean Oscar Paul Papa Queen Quebec Robert Romeo Sam Sierra "
     "Tom Tango Union Uniform Victor William Whiskey X-ray Young Yankee Zebra Zulu Alpha Bravo").split()
 _SPELT = rf"(?:{'|'.join(_CODE)}|[A-Z])"
+
+# %% ../nbs/06b_deidentify.ipynb #street_words
 _STREET = (
     "Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|Terrace|"
     "Parkway|Pkwy|Highway|Hwy|Turnpike")
 _COURTS = (
     "(?:Supreme|Justice|District|County|Municipal|Circuit|Superior|Traffic|Family|Federal|Criminal|Civil|High|Food|"
     "State|Basketball|Tennis|Magistrate|Juvenile|Drug|City) (?:Court|Road|Highway|Way)")
+
+# %% ../nbs/06b_deidentify.ipynb #month_words
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
 _NTH = r"(?:st|nd|rd|th)?"
 
+# %% ../nbs/06b_deidentify.ipynb #all_patterns
 PATTERNS = {
     "email": r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+"
              r"|\b[\w.]{1,64} (?:at|@) [\w]{1,64} dot (?:com|net|org|edu|gov)\b",
@@ -52,18 +57,22 @@ PATTERNS = {
     "spelled": r"\b(?!I\W+I\b)[A-Z](?:[-.,] ?[A-Z]){2,}\b|\b(?!I )[A-Z](?: [A-Z]){2,}\b",
     "number": r"\b\d[\d-]{3,}\d\b",
 }
+
+# %% ../nbs/06b_deidentify.ipynb #masks
 MASKS = {kind: f"[{kind.upper()}]" for kind in PATTERNS}
 
 # %% ../nbs/06b_deidentify.ipynb #mask
 _COMPILED = {kind: re.compile(p) for kind, p in PATTERNS.items()}
 _NUMBERS = "zero one two three four five six seven eight nine".split()
 
+# %% ../nbs/06b_deidentify.ipynb #counts
 def _counts(digits):
     "Whether words or digits count up or down, as in a sobriety test, and are no phone number."
     said = re.findall(r"\w+", digits.lower())
     d = [_NUMBERS.index(w) if w in _NUMBERS else int(w) if w.isdecimal() else -9 for w in said]
     return len(d) > 5 and sum(abs(b - a) == 1 for a, b in zip(d, d[1:])) >= len(d) - 3
 
+# %% ../nbs/06b_deidentify.ipynb #mask_text
 def mask_text(
     text,           # what was said
     kinds=PATTERNS, # which types to look for
@@ -85,6 +94,7 @@ _HINTS = {
     "plate": rf"[A-Z]\W{{0,2}}\d|\d\W{{0,2}}[A-Z]|{_SPELT}[-, ]{{1,2}}{_SPELT}[-, ]|{_SPELT}[-, ]{{1,2}}{_DIGIT}",
     "spelled": r"\b[A-Z](?:[-., ] ?[A-Z]){2}", "number": r"\d[\d-]{3}"}
 
+# %% ../nbs/06b_deidentify.ipynb #mask_forms_frame
 def mask_forms(turns):
     "Masks in `text`: (turns, findings of (scenario_id, turn, kind, n))."
     said, rows = turns["text"].to_list(), []
@@ -103,6 +113,8 @@ _TITLES = (
     "Mr Mrs Ms Miss Mister Madam Officer Officers Deputy Detective Sergeant Sgt Lieutenant Lt Captain Corporal Trooper "
     "Agent Chief Sheriff Doctor Dr Judge Investigator Ranger Constable Commander Major Sarge Professor Pastor Uncle "
     "Aunt Auntie Grandma Grandpa").split()
+
+# %% ../nbs/06b_deidentify.ipynb #also_words
 _ALSO_WORDS = frozenset((
     "will mark grace bill rich drew chase hope faith joy may june april august summer autumn art pat rob sue jack "
     "frank grant miles rose lily ray jay dean chip buddy guy young long brown white black green king angel star honey "
@@ -112,6 +124,8 @@ _ALSO_WORDS = frozenset((
     "jasmine dawn eve crystal ginger holly jewel melody misty olive pearl penny robin ruby sky victor noble major duke "
     "earl prince van don gene hank harry lance mack mike nick norm peg randy red rod rusty sonny terry tony ward "
     "wade").split())
+
+# %% ../nbs/06b_deidentify.ipynb #not_names
 _NOT_NAMES = frozenset((
     "unit shop store gas station city county state park house home security school teacher principal hotel bar club "
     "bank car truck van bus train dog cat voice phone radio news tv video camera crew team group people folks everyone "
@@ -126,6 +140,8 @@ _NOT_NAMES = frozenset((
     "homeless veteran "
     "soldier marine army navy military federal fbi dea atf ice swat k9 canine homicide traffic patrol highway "
     "sergeant's police's mayor governor president senator councilman commissioner clerk's").split())
+
+# %% ../nbs/06b_deidentify.ipynb #place_words
 _PLACES = frozenset((
     "virginia georgia carolina dakota montana nevada florida alabama arizona indiana louisiana pennsylvania america "
     "india china israel kenya jordan london paris florence orlando austin dallas houston phoenix denver boston chicago "
@@ -133,6 +149,8 @@ _PLACES = frozenset((
     "bronx chelsea kent devon cheyenne sierra odessa ford chevy mercedes toyota honda lexus kia royce harley tesla "
     "nissan january february march april may june july august september october november december "
     "god jesus christ lord facebook google amazon walmart target wendy wendys denny dennys macy macys miranda").split())
+
+# %% ../nbs/06b_deidentify.ipynb #name_patterns
 _NAME = r"[A-ZÀ-ÖØ-Þ][^\W\d_]*(?:['’-][^\W\d_]+)*"
 _TITLED = re.compile(rf"\b(?i:{'|'.join(_TITLES)})\.? ({_NAME}(?: (?:and )?{_NAME})?)")
 _SAID = re.compile(
@@ -142,9 +160,13 @@ _SAID = re.compile(
 # %% ../nbs/06b_deidentify.ipynb #name_tokens
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 _PSEUDONYM = re.compile(r"\bNAME_(\d{1,9})\b")
+
+# %% ../nbs/06b_deidentify.ipynb #capitals
 _CAPITAL = re.compile(rf"\b({_NAME})(?=(?: (?!Jr\b|Sr\b)({_NAME}))?)")
 _CALL_SIGN = re.compile(rf"(?:\b(?:{'|'.join(_CODE)})\b[-, ]{{1,2}}){{3,}}"
                         rf"|\b(?:{'|'.join(_CODE)})[-, ]{{1,2}}(?=\d)|\d[-, ]{{1,2}}(?:{'|'.join(_CODE)})\b")
+
+# %% ../nbs/06b_deidentify.ipynb #states
 _STATES = (
     "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
     "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
@@ -154,14 +176,17 @@ _PLACE_OF = re.compile(
     rf",? (?:{_STATES})\b|'am\b"
     r"| (?:County|City|Beach|State|Police|Department|University|Hospital|High|School|Park|Springs|Falls|Heights)\b")
 
+# %% ../nbs/06b_deidentify.ipynb #words_of
 def _words_of(label): return [re.sub(r"['’]s?$", "", w).replace("’", "'") for w in _WORD.findall(label)]
 
+# %% ../nbs/06b_deidentify.ipynb #first_names
 @lru_cache(maxsize=1)
 def _first_names():
     "First names of the census, lower case, without those that are also places."
     lines = "".join((files("names")/f"dist.{sex}.first").read_text() for sex in ("female", "male")).splitlines()
     return frozenset(line.split()[0].lower() for line in lines if line.strip()) - _PLACES
 
+# %% ../nbs/06b_deidentify.ipynb #common_words
 @lru_cache(maxsize=1)
 def _common_words():
     "Words that are said so often, and in lower case, that they are no names by themselves."
@@ -172,6 +197,7 @@ def _common_words():
 @lru_cache(maxsize=1)
 def _likely_names(): return _first_names() - _common_words()
 
+# %% ../nbs/06b_deidentify.ipynb #mentioned_in
 def _mentioned(text, all_text, common):
     "Parts of names in `text` that follow a title or an introduction, or are first names with what follows them."
     for m in (*_TITLED.finditer(text), *_SAID.finditer(text)):
@@ -187,6 +213,7 @@ def _mentioned(text, all_text, common):
         last = re.sub(r"['’]s?$", "", m[2] or "")
         if last and last.lower() not in common and last.lower() not in _PLACES and last not in _CODE: yield last
 
+# %% ../nbs/06b_deidentify.ipynb #may_name
 def _may_name(turns):
     "Whether each text holds a title, an introduction or a first name: a list of booleans."
     t = turns.select("text").with_row_index("i")
@@ -217,6 +244,7 @@ def find_names(
     for w in _mentioned(suspects, text, common): names.setdefault(w.lower().replace("’", "'"))
     return list(names)
 
+# %% ../nbs/06b_deidentify.ipynb #stands_as_name
 def _stands_as_name(word, text):
     "Whether a word of a description such as [Sean's Wife] is used in the text with a capital inside a sentence."
     return f" {word}" in text and bool(re.search(rf"[a-z,] {re.escape(word)}\b", text))
@@ -227,6 +255,7 @@ def pseudonyms(names, text):
     taken = max((int(n) for n in _PSEUDONYM.findall(text)), default=0) if "NAME_" in text else 0
     return {name: f"NAME_{taken + i}" for i, name in enumerate(names, 1)}
 
+# %% ../nbs/06b_deidentify.ipynb #replacer
 def _replacer(names):
     "A function that replaces the names in a text, possessives and plurals kept: 'Dale's' -> 'NAME_1's'."
     plain, wordy = [n for n in names if n not in _ALSO_WORDS], [n for n in names if n in _ALSO_WORDS]
@@ -263,6 +292,7 @@ def _new_labels(labels, names):
         new[label] = out
     return new
 
+# %% ../nbs/06b_deidentify.ipynb #swap
 def _swap(word, names):
     stem = re.sub(r"['’]s?$", "", word)
     name = stem.lower().replace("’", "'")

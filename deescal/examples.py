@@ -18,6 +18,7 @@ def strata(scenarios):
     return scenarios.sort("words", "scenario_id").select(
         "scenario_id", stratum=pl.format("{} {}", "platform", third.cast(pl.Int64)))
 
+# %% ../nbs/08_examples.ipynb #draw
 def _draw(groups, share, total):
     "Names of the groups that fill `share` of `total` scenarios, stratum after stratum. `groups`: name, size, in order."
     taken, seen, out = 0, 0, []

@@ -26,6 +26,7 @@ COLOURS = {"blue": "#0072b2", "orange": "#e69f00", "green": "#009e73", "pink": "
 STYLE = {"svg.hashsalt": "deescal", "svg.fonttype": "path", "font.size": 10, "axes.spines.top": False,
          "axes.spines.right": False, "figure.dpi": 110}
 
+# %% ../nbs/13b_figures.ipynb #styled
 def styled(draw):
     "A function that draws in our style, and leaves the style of everybody else alone."
     @wraps(draw)
@@ -92,6 +93,7 @@ def _grid(ax, table, rows, columns, title):
     ax.set_yticklabels(ROLES, fontsize=8)
     ax.set_title(title, fontsize=10)
 
+# %% ../nbs/13b_figures.ipynb #roles_figure_both
 @styled
 def roles_figure(turns):
     "Confusion of roles, in turns: reading against model, and label against evidence in `turns`: (figure, alt text)."

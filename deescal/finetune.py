@@ -75,6 +75,7 @@ def supervised_tokens(packs, pad_token_id, batch=4):
     return sum(int((collate([packs[j] for j in range(i, min(i + batch, len(packs)))])["labels"] != -100).sum())
                for i in range(0, len(packs), batch))
 
+# %% ../nbs/09_finetune.ipynb #coverage_table
 def coverage(messages, split, format, length, packs, model):
     "The table `coverage`; `AccountingError` where a civilian token is not learned from exactly once."
     rows, budget = [], length - len(format.opening(SYSTEM_PROMPT)) - max(

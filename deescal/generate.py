@@ -77,6 +77,7 @@ _OFFICER = re.compile(
     r"(?m)(?:^|[.!?]\s)\s*[*_\[]*\s*(?i:police|(?:police\s+)?(?:officer|deputy|sergeant|trooper|cop|dispatcher|user))"
     r"(?:\s+[A-Z\d][\w.'-]*){0,2}(?:\s*\([^)\n]{0,30}\))?\s*[*_]*\s*[:\]]")
 
+# %% ../nbs/10_generate.ipynb #circles
 def turns_in_circles(text, times=4, words=12):
     "Whether a phrase of up to thirty words is said at least `times` times in a row, over at least `words` words."
     said = re.findall(r"\w+", text.lower())
@@ -87,6 +88,7 @@ def turns_in_circles(text, times=4, words=12):
             if run + n >= max(words, times * n): return True
     return False
 
+# %% ../nbs/10_generate.ipynb #reply_flags
 def reply_flags(text, stopped, markers=False):
     "Flags of a reply, in a fixed order: `stopped` at the end of its turn, `markers` of another turn among its tokens."
     return " ".join(flag for flag, on in (
@@ -150,6 +152,7 @@ def _asked_inputs(format, messages, asked, settings):
         for point, ids in zip(p["point"], inputs):
             for sample in range(settings["samples"]): yield sid, point, sample, ids
 
+# %% ../nbs/10_generate.ipynb #replies_in_shards
 def model_replies(model, format, messages, asked, settings, system_id, seed, work, shard=200):
     """Replies of a model at the points `asked`, with times: scenario_id, point, sample, reply, flag, error,
     input_tokens, reply_tokens, first_s and reply_s (seconds). Finished shards are taken from the folder `work`."""
@@ -191,6 +194,7 @@ def model_parts(base, adapter, source, settings):
         "description": ("tiny model trained here, its scores mean nothing" if source == "tiny" else source)
                        + (", tuned" if adapter else ", base") + ", NF4"}
 
+# %% ../nbs/10_generate.ipynb #describe_system
 def describe_system(system, run, **parts):
     """One row of the table `systems`: each part in the clear (`corpus`: its name, version, hash of the chats), and
     their hash."""

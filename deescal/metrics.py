@@ -57,6 +57,7 @@ def _tokenizer_13a():
 
 def _ngrams(tokens, n): return Counter(zip(*(tokens[i:] for i in range(n))))
 
+# %% ../nbs/09c_metrics.ipynb #smoothed_bleu
 def smoothed_bleu(prediction, reference, order=4):
     """Sentence BLEU (0-1) of two token lists.
 
@@ -119,6 +120,7 @@ class _NoWordNet:
     "Stands in for WordNet where there is none: no word has a synonym."
     def synsets(self, word, pos=None): return []
 
+# %% ../nbs/09c_metrics.ipynb #load_wordnet
 @lru_cache(maxsize=None)
 def load_wordnet(debian="/usr/share/wordnet"):
     """(a WordNet for METEOR, its name): NLTK's data, else Debian's wordnet-base with wordnet-sense-index.
@@ -146,10 +148,12 @@ def _keep(folder):
     _kept.append(folder)
     return folder  # removed when the process ends
 
+# %% ../nbs/09c_metrics.ipynb #nltk_paths
 def _nltk_paths():
     import nltk
     return [p for p in nltk.data.path if "deescal-nltk-" not in p]
 
+# %% ../nbs/09c_metrics.ipynb #open_the_wordnet
 def _open_wordnet(root):
     "WordNet at `root`, remembering the synonyms of each word: dialogue uses few words often."
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
@@ -172,6 +176,7 @@ def _sentence_splitter():
         return nltk.sent_tokenize, "punkt"
     except LookupError: return re.compile(r"(?<=[.!?])\s+").split, "rule (after . ! ? and white space)"
 
+# %% ../nbs/09c_metrics.ipynb #meteor_words
 def meteor_tokens(text):
     "Tokens of `text` in lower case: sentences, then NLTK's treebank-style word tokenizer."
     from nltk.tokenize import NLTKWordTokenizer
@@ -261,6 +266,7 @@ class BertScoreF1(PairMetric):
                 batch_size=_batch_size())[2].numpy()
         return np.round(np.clip(out, 0, 1), 6)  # float32: the digits behind are noise
 
+# %% ../nbs/09c_metrics.ipynb #metrics
 METRICS = {m.name: m for m in (RougeL, Bleu4, Meteor, BertScoreF1)}
 
 # %% ../nbs/09c_metrics.ipynb #score_replies

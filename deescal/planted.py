@@ -17,6 +17,7 @@ _FILLER = (
     "old new small large early late still only just maybe really quickly carefully everybody nobody someone with "
     "without under near").split()
 
+# %% ../nbs/09a_planted.ipynb #planted_dialogue
 def planted_dialogue(
     seed,        # of the choices
     exchanges,   # officer's turn and answer
@@ -30,6 +31,7 @@ def planted_dialogue(
         out += [(9 * i, "[Police Officer]", f"{before} {cue}.".capitalize()), (9 * i + 5, "Dale", RULE[cue])]
     return out
 
+# %% ../nbs/09a_planted.ipynb #planted_csv
 def planted_csv(dialogue):
     "A dialogue as a transcript file of the release: start_time, speaker_label, transcript."
     lines = [f'{s // 60}:{s % 60:02},{who},"{text}"' for s, who, text in dialogue]

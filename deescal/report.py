@@ -198,12 +198,14 @@ def text_block(words): return {"kind": "text", "text": words}
 
 def figure_block(name, alt, caption=""): return {"kind": "figure", "name": name, "alt": alt, "caption": caption}
 
+# %% ../nbs/14_report.ipynb #table_block
 def table_block(df, title=""):
     "A table as a block: headings, which columns are numbers, cells as text."
     return {"kind": "table", "title": title, "head": [c.replace("_", " ") for c in df.columns],
             "numeric": [df.schema[c].is_numeric() for c in df.columns],
             "rows": [[cell_text(v) for v in row] for row in df.rows()]}
 
+# %% ../nbs/14_report.ipynb #section_class
 class Section(dict):
     "A section of the page: heading and blocks; shows itself in a notebook."
     def _repr_markdown_(self):
@@ -223,6 +225,7 @@ def tables_at_hand(missing):
     reads = STAGES["report"].reads
     return [t for t in reads if TABLES[t].stage not in STAGES or STAGES[TABLES[t].stage].notebook not in gone]
 
+# %% ../nbs/14_report.ipynb #section_or_gap
 def section(heading, blocks, needs, at_hand):
     "A section of the page: its `blocks()`, or what is missing of the tables that it `needs`."
     lacks = [t for t in needs.split() if t not in at_hand]
@@ -240,6 +243,7 @@ def point_scores(points, messages, scores, systems, metric="rouge_l"):
         .join(start, on=["scenario_id", "message"]).join(systems.select("system_id", "system"), on="system_id")
         .group_by("system", "scenario_id", "turn").agg(pl.col(metric).mean().alias("value")))
 
+# %% ../nbs/14_report.ipynb #compare_runs
 def compare_runs(ours, theirs):
     "Means of two runs' `point_scores`, each on its own points and on those that both have: one row a system."
     both = ours.join(theirs, on=["system", "scenario_id", "turn"], suffix="_other").sort(
@@ -315,6 +319,7 @@ def corpus_lines(t, accounting):
         f"clean      {budget} of the raw words",
         f"test       {len(sides):,} scenarios, {len(t['points'].filter(split='test')):,} scored points"]
 
+# %% ../nbs/14_report.ipynb #summary_text
 def summary_text(title, notice, t, order, accounting, missing=()):
     "The report in one screen of text, from the tables `t` that are at hand."
     lines = [title, *filter(None, [notice]), *(f"missing    {m}" for m in missing), "", *corpus_lines(t, accounting)]

@@ -18,10 +18,12 @@ def _tokenizer():
     from rouge_score.tokenizers import DefaultTokenizer  # takes a second, and loads NLTK
     return DefaultTokenizer(use_stemmer=False)
 
+# %% ../nbs/09b_rouge.ipynb #tokens_of
 def rouge_tokens(text):
     "Tokens of `text` as in the rouge-score package, without stemming."
     return _tokenizer().tokenize(text)
 
+# %% ../nbs/09b_rouge.ipynb #encode_tokens
 def encode_tokens(*texts):
     "Lists of texts as lists of strings with one character a token, the same character for the same token in all lists."
     known = {}

@@ -28,6 +28,7 @@ def system_means(pairs, scores):
         schema={"system_id": pl.String, "corpus_bleu_4": pl.Float64, "points": pl.Int64, "flagged": pl.Int64})
     return scores.group_by("system_id", maintain_order=True).agg(pl.col(*METRICS).mean()).join(bleu, on="system_id")
 
+# %% ../nbs/11_score.ipynb #paired_test
 def paired_test(a, b, seed=0, resamples=9999):
     "(mean of a - b, two-sided p-value): a paired permutation test of two arrays whose units correspond."
     from scipy.stats import permutation_test
@@ -38,6 +39,7 @@ def paired_test(a, b, seed=0, resamples=9999):
         n_resamples=resamples, batch=500, rng=np.random.default_rng(seed))
     return float(result.statistic), float(result.pvalue)
 
+# %% ../nbs/11_score.ipynb #base_against_tuned
 def base_against_tuned(scores, systems, seed=0):
     "The table `differences`: each tuned system less the base of the same model, by scenario, on each metric."
     at = ["scenario_id", "point", "sample"]  # only where both replied: an error row must not make a difference
@@ -110,6 +112,7 @@ def score_file(run, path, encoder="minilm"):
         .join(answered, on="system_id").sort("system_id"))
     return scores, means.with_columns((total - pl.col("answered").cast(pl.Int64)).alias("unanswered")).drop("answered")
 
+# %% ../nbs/11_score.ipynb #score_command
 def score_command(run, path, encoder):
     "What `deescal score` does: print the means, write the scores of each reply beside the file."
     scores, means = score_file(run, path, encoder)

@@ -74,6 +74,7 @@ def seal_checkpoint(folder):
     write_text(Path(folder)/"whole.json", json.dumps(
         {p.name: file_sha256(p) for p in sorted(Path(folder).iterdir()) if p.name != "whole.json"}, indent=1))
 
+# %% ../nbs/08c_train.ipynb #last_checkpoint
 def last_whole_checkpoint(
     folder,       # that holds checkpoint-<step> folders
     before=None,  # step that it has to be below: a trainer that resumes at its last step would make one too many
@@ -212,6 +213,7 @@ def _could_not_write(error):
     return isinstance(error, OSError) or any(w in str(error) for w in (
         "No space left", "File too large", "I/O error", "PytorchStreamWriter", "unexpected pos"))
 
+# %% ../nbs/08c_train.ipynb #full_disk_error
 def _full_disk(error, folder):
     "The error to raise where a checkpoint could not be written: it says what is left."
     left = last_whole_checkpoint(folder)

@@ -51,6 +51,7 @@ def request_of(args):
     "What is asked for on the command line: the profile's path and the overrides."
     return {"profile": str(profile_path(args.profile).resolve()), "overrides": overrides(args)}
 
+# %% ../../nbs/appendix/A15_cli.ipynb #bring_up_jobs
 def bring_up(args, wanted=None, extra=()):
     "Run what is stale of the jobs in `wanted` (stages; all by default) and of what they need: (jobs, name -> error)."
     since, request = time.time(), request_of(args)
@@ -68,6 +69,7 @@ def is_dry(extra):
     "Whether the arguments for Snakemake ask for a dry run."
     return any(re.fullmatch(r"-[a-zA-Z]*n[a-zA-Z]*|--dry-?run", a) for a in extra)
 
+# %% ../../nbs/appendix/A15_cli.ipynb #dry_run
 def dry_run(args):
     "Say which jobs are stale, and why, and what Snakemake would run. Nothing is written."
     request = request_of(args)
@@ -91,6 +93,7 @@ def reproduce(args):
     tell(failed)
     if failed: raise series_failed(resolved(args), failed)
 
+# %% ../../nbs/appendix/A15_cli.ipynb #series_failed
 def series_failed(jobs, failed):
     "The error of a series some jobs of which `failed` (name -> error): which, and which could not run without them."
     waiting = [n for n in left_out(jobs, failed) if n not in failed]
@@ -182,6 +185,7 @@ def verify(args):
     print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files are as recorded" + (
         f", {len(pairs) - len(differ)} of {len(pairs)} tables are as published" if pairs else ""))
 
+# %% ../../nbs/appendix/A15_cli.ipynb #same_machine
 def same_machine(*manifests):
     "Whether runs were made with the same processor and the same versions."
     facts = [json.loads(p.read_text()) for p in manifests]
@@ -192,6 +196,7 @@ def is_sample(args, run):
     "Whether the command is about the sample's own run: that profile, its name, nothing overridden."
     return args.profile == "sample" and run.name == "sample" and not overrides(args)
 
+# %% ../../nbs/appendix/A15_cli.ipynb #publish_sample
 def publish(args):
     "Copy the finished sample run's figures, tables, report and pages, and those of all lessons, to figures/published/."
     jobs = resolved(args)
@@ -233,6 +238,7 @@ def score_replies_file(args):
     job = next(j for j in resolved(args) if j.stage.name == "score")
     score_command(job.run, args.replies, job.params["encoder"])
 
+# %% ../../nbs/appendix/A15_cli.ipynb #job_command
 def job_command(args):
     "Run one job of a request (what Snakemake calls) or of a profile."
     if args.request: request = json.loads(Path(args.request).read_text())
@@ -243,6 +249,7 @@ def job_command(args):
     what = {"kept": "inputs unchanged, kept", "page": "page made again", "done": "done"}[run_job(jobs[args.job])]
     print(f"{args.job}: {what}", flush=True)
 
+# %% ../../nbs/appendix/A15_cli.ipynb #lesson_command
 def lesson_command(args):
     "Execute lessons that are no stage (default: all) and render their pages into figures/lessons."
     root = project_root()
@@ -259,6 +266,7 @@ def lesson_command(args):
 COMMANDS = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "export": export_corpus,
             "score": score_replies_file, "lesson": lesson_command, "job": job_command}
 
+# %% ../../nbs/appendix/A15_cli.ipynb #parser
 def parser():
     "The command line."
     p = argparse.ArgumentParser("deescal", description="Reproduce DeEscalWild, stage by stage.")
@@ -285,11 +293,13 @@ def parser():
                            help="behind --: arguments for Snakemake, e.g. -- --workflow-profile profiles/slurm")
     return p
 
+# %% ../../nbs/appendix/A15_cli.ipynb #run_folder
 def _run_folder(args):
     "The folder of a command's run; empty where it has none."
     try: return str(resolved(args)[0].run.data)
     except (DeescalError, AttributeError): return ""
 
+# %% ../../nbs/appendix/A15_cli.ipynb #main
 def main(argv=None):
     "The command `deescal`: an error is a sentence with what, where and remedy; never a traceback."
     args = parser().parse_args(argv)
@@ -306,4 +316,5 @@ def main(argv=None):
               "finished is kept, and the same command goes on from there", file=sys.stderr)
         raise SystemExit(128 + kind) from None
 
+# %% ../../nbs/appendix/A15_cli.ipynb #as_script
 if __name__ == "__main__" and "__file__" in globals(): main()  # not in a notebook, which is called so too

@@ -38,6 +38,7 @@ def module_path(name, root):
     base = root/"deescal"/name.replace(".", "/") if name else root/"deescal"
     return next((p for p in (base.with_suffix(".py"), base/"__init__.py") if p.is_file()), None)
 
+# %% ../../nbs/appendix/A08_closure.ipynb #imported_modules
 def imported_modules(tree, package):
     """Names that a syntax tree imports from this library, wherever in it: `corpus`, `engine.files`, `engine`.
 
@@ -57,6 +58,7 @@ def imported_modules(tree, package):
         found |= {n.removeprefix("deescal").lstrip(".") for n in names if n.split(".")[0] == "deescal"}
     return found
 
+# %% ../../nbs/appendix/A08_closure.ipynb #read_module
 @lru_cache(maxsize=None)
 def _read_module(path, mtime_ns, name):
     "(hash, imported modules, tables named) of a module; read once for as long as its file is the same."
@@ -66,6 +68,7 @@ def _read_module(path, mtime_ns, name):
              and getattr(n.value, "id", "") == "TABLES" and isinstance(n.slice, ast.Constant)}
     return code_sha256(source, package), imported_modules(tree, package), named
 
+# %% ../../nbs/appendix/A08_closure.ipynb #closure
 def import_closure(modules, root):
     """The modules of this library that `modules` import, directly or not, themselves included: name -> SHA-256.
 

@@ -24,6 +24,7 @@ def snakemake_command(request_file, extra=(), targets=()):
     return [sys.executable, "-m", "snakemake", "--configfile", str(request_file), "--keep-going", *cards, *extra,
             *(["--", *targets] if targets else [])]
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #snakemake_process
 @contextlib.contextmanager
 def snakemake(request, run, targets, extra, again=False):
     """Snakemake's process at work on a request, for a block; what is left of it and of its jobs then is ended.
@@ -48,6 +49,7 @@ def end_group(process):
         except KeyboardInterrupt: continue
     process.wait()
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #group_lives
 def _group_lives(process):
     process.poll()  # a process that has ended is there until somebody asks for it
     try: return os.killpg(process.pid, 0) is None
@@ -72,8 +74,10 @@ def known_seconds(jobs):
         if path.is_file(): out |= {n: r["seconds"] for n, r in json.loads(path.read_text())["jobs"].items()}
     return {j.name: out[j.name] for j in jobs if j.name in out}
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #clock
 def clock(seconds): return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #status_line
 def status_line(jobs, done, running, since, known, workers=2):
     "How far a run is, in one line; `running` is job name -> how far, `done` and `jobs` are names."
     left = [j for j in jobs if j not in done and j not in running]
@@ -133,15 +137,18 @@ def will_run(jobs, why):
         if job.name in why or any(j.name in names for j in job_after(job, jobs)): names.add(job.name)
     return names
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #job_outcome
 def outcome(record, path, since):
     "What a job did that has ended well, from its record and the file of it."
     if started(record) >= int(since): return f"done in {record['seconds']:.1f} s, {record['peak_mb']:.0f} MB"
     return "page made again" if path.stat().st_mtime >= int(since) else "inputs unchanged, kept"
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #started
 def started(record):
     "When a job began, in seconds since 1970."
     return datetime.datetime.fromisoformat(record["started"]).timestamp()
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #file_state
 def _changed(path):
     "When the file at `path` was changed last; None where there is none."
     try: return path.stat().st_mtime_ns
@@ -163,6 +170,7 @@ def failures(jobs, since):
             out[job.name] = killed_error(job)
     return out
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #killed_error
 def killed_error(job):
     "The error of a job that was killed: its log, and its notebook as far as it came."
     traces = [job_log(job), job.executed.with_suffix(".failed.ipynb")]
@@ -185,6 +193,7 @@ def snakemake_stopped(run, code, said):
         f"Snakemake {how}" + ("; its jobs were ended" if code < 0 else ": " + "; ".join(said[-3:])),
         where=run.data/"snakemake.log", remedy="run the same command again: what has finished is kept")
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #no_room
 def no_room(run):
     "The error of a run's folder in which no file can be written now; None where one can."
     try:
@@ -207,6 +216,7 @@ def one_round(request, jobs, waiting, targets, extra, since, again):
         raise no_room(run) or snakemake_stopped(run, code, log.read_bytes()[heard:].decode(errors="replace"))
     return new
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #run_series
 def run_series(request, why, wanted, extra, since):
     """Run the jobs of a request, of which those in `why` are stale; those that fail are given up and the others go on.
     Returns (jobs, name -> error)."""
@@ -229,10 +239,12 @@ def run_series(request, why, wanted, extra, since):
     release(series)
     return jobs, failed
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #tell
 def tell(failed):
     "Print the errors of the jobs that failed: name -> error."
     for name, error in failed.items(): print(f"\n{'' if name in error.what else name + ': '}{error}", file=sys.stderr)
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #in_a_line
 def _in_a_line(name, error):
     "An error as the report tells it, behind the name of the job."
     return "; ".join(filter(None, [error.what.removeprefix(f"{name} "), error.remedy]))
@@ -244,11 +256,13 @@ def wanted_jobs(jobs, wanted=None):
     for job in needed: needed += [j for j in job_after(job, jobs) if j not in needed]  # grows while it is read
     return [j for j in jobs if j in needed]
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #why_run
 def why_run(jobs):
     "The jobs that are stale: name -> reasons."
     found = {j.name: stale(j) or (["its page changed"] if page_stale(j) else []) for j in jobs}
     return {name: reasons for name, reasons in found.items() if reasons}
 
+# %% ../../nbs/appendix/A14b_drive.ipynb #announce
 def announce(why):
     "Print which jobs will run, and the first reasons."
     for name, reasons in why.items():

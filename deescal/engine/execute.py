@@ -60,6 +60,7 @@ def socket_folder(job):
         shutil.rmtree(path, ignore_errors=True)
         with contextlib.suppress(OSError): path.parent.rmdir()  # not while another job has a folder there
 
+# %% ../../nbs/appendix/A13_execute.ipynb #end_with_parent
 def _end_with_parent():
     "Ask Linux to end this process when the one that started it has died."
     with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).prctl(1, 9)
@@ -90,6 +91,7 @@ def execute(job, only_page=False):
     if only_page: nb.cells += _run_cells(job)
     with atomic(job.executed) as tmp: nbformat.write(nb, tmp)
 
+# %% ../../nbs/appendix/A13_execute.ipynb #run_cells
 def _run_cells(job):
     "The `run` cells of the executed notebook, with what they showed."
     nbformat = import_nbformat()
@@ -117,6 +119,7 @@ def _papermill(job, output, stderr, config, only_page):
         if not isinstance(e, DeadKernelError) and "Kernel died" not in str(e): raise
         raise _kernel_error(job, output, stderr) from e
 
+# %% ../../nbs/appendix/A13_execute.ipynb #kernel_manager
 def _kernel_manager(stderr):
     "jupyter_client's manager of a kernel that writes its own complaints to the file `stderr` and ends with its job."
     from jupyter_client import AsyncKernelManager
@@ -138,10 +141,12 @@ def _cell_error(job, notebook, error):
         f"{job.name} stopped: " + said.replace("\n", "\n    "), where=notebook.relative_to(job.run.root),
         remedy=_room_remedy(job, said) or "open that notebook: it is executed up to the cell that failed")
 
+# %% ../../nbs/appendix/A13_execute.ipynb #is_ours
 def _is_ours(name):
     "Whether an exception is one of this library's, whose words are chosen and quote no dialogue."
     return name in {c.__name__ for c in (DeescalError, *DeescalError.__subclasses__())}
 
+# %% ../../nbs/appendix/A13_execute.ipynb #hide_words
 def _hide_words(path):
     "Take the words of an error out of the notebook at `path`; its kind, and the code that failed, stay."
     nbformat = import_nbformat()
@@ -153,6 +158,7 @@ def _hide_words(path):
                 o.traceback = [line for line in o.traceback[:-1]] + [f"{o.ename}: {o.evalue}"]
     nbformat.write(nb, path)
 
+# %% ../../nbs/appendix/A13_execute.ipynb #kernel_error
 def _kernel_error(job, notebook, stderr):
     "The `DeescalError` for a kernel that died, with the last of what it wrote to the file `stderr`."
     said = stderr.read_text(errors="replace").strip()[-2000:]
@@ -162,6 +168,7 @@ def _kernel_error(job, notebook, stderr):
         remedy=_room_remedy(job, said) or "look for what ended the process: too little memory is the usual reason "
         "(see dmesg); then run the same command again: what has finished is kept")
 
+# %% ../../nbs/appendix/A13_execute.ipynb #room_remedy
 def _room_remedy(job, said):
     "What to do where the disk is full: an error `said` so, or less than 1 MB is left now. None where it is not."
     folders = [p for p in (job.run.data, job.run.figures) if p.is_dir()]
@@ -173,6 +180,7 @@ def job_log(job):
     "The file in which the series keeps what the job's process prints."
     return job.lock.with_suffix(".log")
 
+# %% ../../nbs/appendix/A13_execute.ipynb #run_job_held
 def run_job(job):
     """Run `job` unless its record still holds, or only its page where only that has changed. Returns what was done:
     kept, page or done. The record is written after everything else that the job makes."""
@@ -184,6 +192,7 @@ def run_job(job):
         if error is e: raise
         raise error from e
 
+# %% ../../nbs/appendix/A13_execute.ipynb #as_told
 def _as_told(job, error):
     "The `DeescalError` that the reader is told for an error; of one that nobody thought of the traceback is printed."
     if isinstance(error, DeescalError): return error
@@ -194,6 +203,7 @@ def _as_told(job, error):
     return DeescalError(f"{job.name} stopped: {type(error).__name__}: {error}", where=job_log(job),
                         remedy="this is a fault of the series: please report it with what that file says")
 
+# %% ../../nbs/appendix/A13_execute.ipynb #run_held
 def _run_held(job):
     handle = hold(job.lock, lambda who: DeescalError(
         f"{job.name} is being executed already", where=who, remedy="wait for it to end"))
@@ -215,6 +225,7 @@ def _peak_mb():
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
+# %% ../../nbs/appendix/A13_execute.ipynb #run_stale
 def _run_stale(job):
     before, shown, start = fingerprint(job), page_fingerprint(job), time.perf_counter()
     for path in job.run.figures.rglob("*") if "figures" in job.stage.makes else ():  # of earlier settings, perhaps

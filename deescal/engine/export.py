@@ -31,6 +31,7 @@ def test_file(module):
 
 test_file.__test__ = False  # pytest, which collects what begins with test_, leaves it alone
 
+# %% ../../nbs/appendix/A16_export.ipynb #tests_of
 def exported_tests(path):
     "The test file of the notebook at `path` as (module, text); (None, '') where it has no tests."
     from nbdev.process import NBProcessor
@@ -92,12 +93,14 @@ def notebooks(root):
     "All notebooks of the project: the lessons, the index, the appendix."
     return sorted((Path(root)/"nbs").rglob("[!.]*.ipynb"))
 
+# %% ../../nbs/appendix/A16_export.ipynb #all_in_git
 def _all_in_git(root, *folders):
     "Whether git knows every file of these folders: a stranger's file among them is not declared to be fiction."
     r = subprocess.run(["git", "-C", str(root), "ls-files", "-z", *folders], capture_output=True, text=True)
     here = {p.relative_to(root).as_posix() for f in folders for p in (root/f).glob("*.csv")}
     return r.returncode == 0 and here <= set(r.stdout.split("\0"))
 
+# %% ../../nbs/appendix/A16_export.ipynb #export_all
 def export(root=None):
     "Notebooks to library, tests and README: `nbdev_clean`, `nbdev_export`, and the two exports of this module."
     root = Path(root or project_root())
@@ -150,6 +153,7 @@ def stale_files(root=None):
 # %% ../../nbs/appendix/A16_export.ipynb #write_lock
 LOCK_HEAD = "# Written by `make lock` from settings.ini; setup_env.py installs it after torch, which is not in it.\n"
 
+# %% ../../nbs/appendix/A16_export.ipynb #lock_wanted
 def lock_wanted(
     settings,   # the text of settings.ini
 ):
@@ -159,6 +163,7 @@ def lock_wanted(
     cfg = cfg["DEFAULT"]
     return "\n".join([*cfg["requirements"].split(), *cfg["dev_requirements"].split(), f"torch=={cfg['torch']}"]) + "\n"
 
+# %% ../../nbs/appendix/A16_export.ipynb #lock_text
 def lock_text(
     compiled,   # requirements with hashes, as a resolver writes them
 ):
@@ -169,6 +174,7 @@ def lock_text(
     torch = re.compile(r"(torch|triton|(nvidia|cuda)[\w.-]*)==", re.I)
     return LOCK_HEAD + "".join(b + "\n" for b in blocks if not torch.match(b))
 
+# %% ../../nbs/appendix/A16_export.ipynb #write_lock_file
 def write_lock(
     root=None,      # the project's folder
     upgrade=False,  # take the newest versions; otherwise those of the present lock, wherever they still fit

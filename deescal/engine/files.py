@@ -28,6 +28,7 @@ def file_sha256(path):
     "SHA-256 of a file's bytes, in hexadecimal."
     with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
+# %% ../../nbs/appendix/A02_files.ipynb #digest
 def digest(
     *parts,       # anything JSON can hold; dictionaries are sorted by key
     length=64,    # hexadecimal digits to keep
@@ -37,6 +38,7 @@ def digest(
         json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     ).hexdigest()[:length]
 
+# %% ../../nbs/appendix/A02_files.ipynb #derive_seed
 def derive_seed(
     seed,     # the run's seed
     *names,   # what the random numbers are for
@@ -88,6 +90,7 @@ def atomic(path):
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True)
 
+# %% ../../nbs/appendix/A02_files.ipynb #atomic_folder
 @contextlib.contextmanager
 def atomic_folder(path):
     "A temporary folder beside `path` that takes its place when the block ends without an error."

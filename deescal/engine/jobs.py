@@ -66,6 +66,7 @@ def job_reads(job):
         job.run.folder(kind, model or "") for kind in job.stage.uses
         if not job.stage.per or model and (kind == "base" or variant == "tuned")]
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #job_writes
 def job_writes(job):
     "Paths of the tables and folders that a job writes, its accounting included."
     own = [job.run.table_path(t, job.part or None) for t in job.stage.writes]
@@ -73,6 +74,7 @@ def job_writes(job):
         [job.run.table_path("accounting", f"{job.stage.name}-{job.part}" if job.part else job.stage.name)]
         if own else [])
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #job_after
 def job_after(job, jobs):
     "The jobs that write what `job` reads."
     reads = set(job_reads(job))
@@ -84,6 +86,7 @@ def run_parts(models, baselines):
     return {"system": (*(["baselines"] if baselines else []), *(s for m in models for s in m.systems)),
             "model": tuple(m.name for m in models), "tuned": tuple(m.name for m in models if "tuned" in m.variants)}
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #derived_parameters
 def _derived(stage, part, parts, models, baselines, missing):
     "The parameters of a job that follow from the run: which system or model it is for, and what others there are."
     model, variant = next(((m, v) for m in models for v in m.variants
@@ -97,6 +100,7 @@ def _derived(stage, part, parts, models, baselines, missing):
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve
 RUN_NAMES = {"name": "run_name"}  # `run.name` is called `run_name` inside a notebook, where `run` is the Run itself
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #resolve_profile
 def resolve(
     profile,        # name or path
     overrides=None, # "section.name" -> value
@@ -125,6 +129,7 @@ def resolve(
     jobs = jobs_of(parts, [])
     return _without(jobs, failed, jobs_of) if failed else jobs
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #job_parameters
 def _default_baselines(declared):
     return next((p["baselines"].default for p in declared.values() if "baselines" in p), [])
 
@@ -148,6 +153,7 @@ def left_out(jobs, failed):
             if gone: dead[job.name], grown = f"not run: it needs {next(n for n in gone[0] if n in dead)}", True
     return dead
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #parts_left
 def _without(jobs, failed, jobs_of):
     "The jobs that can still run, resolved for the parts that are left."
     dead = left_out(jobs, failed)
@@ -164,6 +170,7 @@ def _cells(job, kinds):
     return [c["source"] for c in notebook_cells(job.notebook)
             if cell_kind(c) in kinds and not {"export", "default_exp"} & set(directives(c["source"]))]
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #job_closure
 def _closure(job, sources):
     "The modules that the notebook and the cells `sources` use: name -> hash."
     start = [module_name(job.notebook)] if module_name(job.notebook) else []
@@ -172,10 +179,12 @@ def _closure(job, sources):
         except SyntaxError: pass  # a line for IPython alone: it imports nothing of ours
     return import_closure(start, job.run.root)
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #schema_hash
 def _schema(name):
     t = TABLES[name]
     return digest(t.key, [(c.name, str(c.dtype), c.nullable) for c in t.columns])
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #whole_fingerprint
 def fingerprint(job):
     "What decides whether a job must run again: part -> SHA-256."
     cells, stage = _cells(job, ("code", "run")), job.stage
@@ -195,6 +204,7 @@ def fingerprint(job):
         parts["input encoder"] = path_sha256(job.run.path(job.params["encoder"]))
     return parts | {f"resource {n}": str(found(need)) for n, need in stage.needs.items()}
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #page_fingerprint
 def page_fingerprint(job):
     "What decides whether only the lesson's page must be made again: examples, what is shown, and the code they use."
     cells = _cells(job, ("show", *(("example", "setup") if job.params.get("lesson") else ())))
@@ -214,11 +224,13 @@ def outputs(job):
 WRITTEN = (".csv", ".tex", ".md", ".png", ".svg", ".json", ".txt")
 RENDERED = ("report.html", "cards", "data_card.md", "croissant.json")
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #read_record
 def read_record(job):
     "The record of a finished job, or None."
     try: return json.loads(job.record.read_text())
     except (OSError, ValueError): return None
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #stale_reasons
 def stale(job):
     "Why a job must run again: a list of reasons, empty where its record still holds."
     record = read_record(job)
@@ -229,6 +241,7 @@ def stale(job):
     reasons += [f"output {p} changed" for p, h in record["outputs"].items() if path_sha256(job.run.root/p) != h]
     return reasons + ([f"{job.executed.name} is gone"] if not job.executed.is_file() else [])
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #page_stale
 def page_stale(job):
     "Whether the lesson's page must be made again although what the job computed still holds."
     return (read_record(job) or {}).get("page") != page_fingerprint(job)
@@ -255,6 +268,7 @@ def hold(path, taken):
     handle.flush()
     return handle
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #try_lock
 def _locked(handle, tries=1):
     "Whether the lock on an open file could be had; tries are a tenth of a second apart."
     import fcntl
@@ -263,6 +277,7 @@ def _locked(handle, tries=1):
         except BlockingIOError: time.sleep(0.1 if left else 0)
     return False
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #release
 def release(handle):
     "Give a lock back, as a process does that ends by itself: its file is empty then."
     handle.truncate(0)
@@ -274,6 +289,7 @@ def held(path):
     if not path.is_file(): return None
     with open(path) as handle: return None if _locked(handle) else handle.read().strip() or "another process"
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #killed
 def killed(path):
     "Whether the process that held the lock file at `path` was killed: its name stands there, and nobody holds it."
     return path.is_file() and path.stat().st_size > 0 and held(path) is None
@@ -289,6 +305,7 @@ def lock(run, jobs=(), file=".lock"):
     for job in jobs: _check_lock(job)
     return handle
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #check_lock
 def _check_lock(job):
     "`DeescalError` where the job is running; what a killed one left in its lock file is cleared."
     if who := held(job.lock):

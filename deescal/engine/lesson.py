@@ -26,6 +26,7 @@ def find_notebook(name, root=None):
     raise DeescalError(f"there is no notebook {name!r}", where=folder,
                        remedy=did_you_mean(name, [p.stem for p in folder.rglob("*.ipynb")]))
 
+# %% ../../nbs/appendix/A10_lesson.ipynb #compare_exported
 def assert_exported(notebook, root=None):
     "Raise `DeescalError` unless the exported cells of `notebook` (such as '06_corpus') equal the module they went to."
     root = root or project_root()
@@ -75,6 +76,7 @@ def series_at_work(run):
             except OSError: return True
     return False
 
+# %% ../../nbs/appendix/A10_lesson.ipynb #drop_record
 def drop_record(run, notebook, namespace):
     "Forget that the job of `notebook` has run, since it is run by hand now; refused while the series is at work."
     if series_at_work(run):

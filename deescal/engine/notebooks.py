@@ -24,6 +24,7 @@ def notebook_cells(path):
     nb = _read_notebook(str(path), Path(path).stat().st_mtime_ns)
     return [c | {"source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])} for c in nb["cells"]]
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #directives
 def directives(source):
     "The nbdev directives of a cell: the words behind `#|` at its top."
     found = []
@@ -32,6 +33,7 @@ def directives(source):
         elif line.strip(): break
     return found
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #tagged
 def tagged(path, tag):
     "The source of the first cell of a notebook that carries `tag`; empty where there is none."
     return next((c["source"] for c in notebook_cells(path) if tag in c["tags"]), "")
@@ -54,14 +56,17 @@ def notebooks_folder():
         if packaged.is_dir(): return packaged
         raise
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #lesson_paths
 def lessons(folder=None):
     "The lessons in the order they are read: the notebooks of `folder` (default: the project's `nbs`), less the index."
     return sorted(p for p in Path(folder or notebooks_folder()).glob("*.ipynb") if p.stem != "index")
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #stage_name
 def stage_name(path):
     "The name of a notebook's module and of its section in a profile: `corpus` for 06_corpus.ipynb."
     return Path(path).stem.split("_", 1)[1]
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #module_name
 def module_name(path):
     "The module that a notebook exports to, below `deescal`: corpus, engine.files; None where it exports nothing."
     found = (re.match(r"#\|\s*default_exp ([\w.]+)", c["source"]) for c in notebook_cells(path))
@@ -79,6 +84,7 @@ def declaration(path):
     "What a notebook declares of itself in its cell tagged `stage`: name -> literal; empty where it is no stage."
     return _declaration(str(path), Path(path).stat().st_mtime_ns)
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #read_declaration
 @lru_cache(maxsize=None)
 def _declaration(path, mtime_ns):
     out = {}
@@ -94,6 +100,7 @@ def _declaration(path, mtime_ns):
                 remedy='write it as STAGE = {"question": "..."} and TABLES = {"name": "..."}') from None
     return out
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #state
 def state(paths):
     "Which files these are and when each was changed: what is read from them holds for as long as this is the same."
     return tuple((str(p), p.stat().st_mtime_ns) for p in paths)
@@ -114,8 +121,10 @@ class Parameter(NamedTuple):
             return (low is None or value >= low) and (high is None or value <= high)
         return not self.allowed or value in self.allowed.split("|")
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #parameter_types
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 
+# %% ../../nbs/appendix/A03_notebooks.ipynb #notebook_parameters
 def notebook_parameters(path):
     "The parameters that a notebook declares: name -> `Parameter`. Read from the cell tagged `parameters`."
     source, out = tagged(path, "parameters"), {}

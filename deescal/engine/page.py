@@ -38,6 +38,7 @@ def read_executed(path):
     nbformat = import_nbformat()
     return nbformat.read(path, as_version=4)
 
+# %% ../../nbs/appendix/A14_page.ipynb #page_cells
 def lesson_cells(notebook, executed, params=None):
     "The cells of a lesson's page: those of the `notebook` as it is, with the outputs of the notebook `executed`."
     shown = {c["id"]: c.get("outputs", []) for c in executed["cells"]}
@@ -109,6 +110,7 @@ def _made_from(path):
     found = re.search(r'<meta name="made-from" content="(\w+)">', head)
     return found[1] if found else ""
 
+# %% ../../nbs/appendix/A14_page.ipynb #write_page
 def _write_page(path, made_from, html):
     "Write a page with the hash of its sources, unless the one that is there has the same."
     if _made_from(path) == made_from: return False
@@ -116,15 +118,18 @@ def _write_page(path, made_from, html):
     write_text(path, html().replace('<meta charset="utf-8">', mark, 1))
     return True
 
+# %% ../../nbs/appendix/A14_page.ipynb #layout
 def layout_sha256():
     "What pages are made with: the templates and the code here."
     return digest(*(path_sha256(p) for p in sorted(TEMPLATES.rglob("*")) if p.is_file()), path_sha256(Path(__file__)))
 
+# %% ../../nbs/appendix/A14_page.ipynb #render_lesson
 def render_lesson(notebook, executed, html, title, params=None):
     "Render the page of a lesson from its notebook and the executed one; returns whether it was made anew."
     cells = list(lesson_cells(notebook, read_executed(executed), params))
     return _write_page(html, digest(cells, title, layout_sha256()), lambda: to_html(cells, title, notebook.stem))
 
+# %% ../../nbs/appendix/A14_page.ipynb #render_run
 def render_run(jobs):
     "Render the pages of a run's finished jobs, its report and its cards: the names of those that were made anew."
     run, made = jobs[0].run, []
@@ -157,6 +162,7 @@ def lesson_page(name, root=None):
     cells = list(lesson_cells(path, _run_lesson(path, kinds)))
     return _write_page(html, made_from, lambda: to_html(cells, path.stem, path.stem))
 
+# %% ../../nbs/appendix/A14_page.ipynb #run_lesson
 def _run_lesson(path, kinds):
     "The notebook as executed by papermill; a cell that fails is a `DeescalError`."
     import_nbformat()

@@ -28,6 +28,7 @@ def profile_path(profile, root=None):
                            remedy=did_you_mean(profile, [p.stem for p in folder.glob("*.yml")]))
     return path
 
+# %% ../../nbs/appendix/A11_profile.ipynb #read_profile
 def read_profile(path):
     "A profile's sections as they stand in its file."
     try: values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -97,10 +98,12 @@ class Model(NamedTuple):
     @property
     def systems(self): return tuple(f"{self.name}-{v}" for v in self.variants)
 
+# %% ../../nbs/appendix/A11_profile.ipynb #model_name
 def model_name(source):
     "The name of a model in tables and paths: a folder's own name, or its hub id with '_' for '/'."
     return safe_id(Path(source).name if source.startswith((".", "/", "~")) else source.replace("/", "_"))
 
+# %% ../../nbs/appendix/A11_profile.ipynb #check_models
 def check_models(values, path):
     "The section `models` of a profile, source -> variants, as a tuple of `Model`."
     def fail(what, remedy): raise ProfileError(what, where=f"{path}, section models", remedy=remedy)
@@ -114,6 +117,7 @@ def check_models(values, path):
         found.append(Model(model_name(source), source, tuple(variants)))
     return tuple(found)
 
+# %% ../../nbs/appendix/A11_profile.ipynb #check_names
 def check_names(models, baselines, path):
     "Raise `ProfileError` where two models, or a model and a baseline, would have one name in tables or as files."
     names = [re.sub("[-.]", "_", n).casefold() for n in (

@@ -41,6 +41,7 @@ def gpus():
         text=True)
     return r.stdout.strip().splitlines() if r.returncode == 0 else []
 
+# %% ../../nbs/appendix/A06_provenance.ipynb #processor
 def processor():
     "The processor's model in words, where the system tells it."
     try: lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -48,6 +49,7 @@ def processor():
     return next(
         (l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor() or "unknown")
 
+# %% ../../nbs/appendix/A06_provenance.ipynb #machine
 def hardware():
     "Processor, cores, memory in GB (10^9 bytes) and GPUs of this machine."
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9

@@ -59,6 +59,7 @@ def write(self: Run, table, df, part=None):
     with atomic(self.table_path(table, part)) as tmp: df.write_parquet(tmp, compression="zstd", statistics=False)
     return df
 
+# %% ../../nbs/appendix/A05_run.ipynb #run_read
 @patch
 def read(self: Run, table, parts=None):
     "Read `table` from the run (all named `parts` of it, one below the other) and check it against its schema."
@@ -83,6 +84,7 @@ def shows(self: Run, wanted=True):
     "Whether dialogue may be shown: where it is `wanted`, and the run's input is the fiction that ships."
     return bool(wanted) and self.table_path("origin").is_file() and self.read("origin")["fiction"][0]
 
+# %% ../../nbs/appendix/A05_run.ipynb #set_origin
 @patch
 def set_origin(self: Run, fiction, notice, by_hand):
     """Write the table `origin` of a run. Where it was another before, what was made from that input may not stay under
@@ -98,6 +100,7 @@ def set_origin(self: Run, fiction, notice, by_hand):
             shutil.rmtree(self.data/name, ignore_errors=True)
     return self.write("origin", new)
 
+# %% ../../nbs/appendix/A05_run.ipynb #notice
 @patch
 def notice(self: Run):
     "What stands on everything made from fiction; empty for real data, and where nothing has been read yet."

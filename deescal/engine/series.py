@@ -22,6 +22,7 @@ from .tables import TABLES
 # %% ../../nbs/appendix/A09_series.ipynb #stages
 RESOURCES = {"threads": 1, "mem_mb": 2000, "runtime": 30, "gpu": 0}
 
+# %% ../../nbs/appendix/A09_series.ipynb #stage_class
 @dataclass(frozen=True)
 class Stage:
     "One notebook of the series. `name` is its module and its section in a profile."
@@ -60,6 +61,7 @@ def read_stage(path):
     words = {k: tuple(v.split()) if k in ("reads", "paths", "uses", "makes") else v for k, v in given.items()}
     return Stage(path.stem, writes=tuple(declared.get("TABLES", {})), declared=given, **words)
 
+# %% ../../nbs/appendix/A09_series.ipynb #in_order
 def in_order(stages):
     "Stages so that each comes after those whose tables or folders it reads, else in reading order: name -> `Stage`."
     todo, out = list(stages), {}
@@ -75,6 +77,7 @@ def in_order(stages):
         out[ready.name] = ready
     return out
 
+# %% ../../nbs/appendix/A09_series.ipynb #all_stages
 def read_stages(folder=None):
     "The stages that the notebooks of `folder` declare, in the order of execution: name -> `Stage`."
     return _read_stages(state(lessons(folder)))
@@ -100,6 +103,7 @@ class _Series(Mapping):
 
 STAGES = _Series()
 
+# %% ../../nbs/appendix/A09_series.ipynb #stage_parameters
 def stage_parameters(root=None):
     "All stages' parameters: stage -> name -> `Parameter`."
     folder = Path(root)/"nbs" if root else notebooks_folder()

@@ -76,6 +76,7 @@ ACCOUNTING = """(stage unit measure reason) records in, out, repaired and reject
     reason str: for repaired and rejected
     count int records: how many"""
 
+# %% ../../nbs/appendix/A04_tables.ipynb #declared_tables
 def declared_tables(folder=None):
     "All tables that the notebooks of `folder` declare: name -> `Table`."
     return _declared_tables(state(lessons(folder)))
@@ -90,6 +91,7 @@ def _declared_tables(notebooks):
             found[name] = parse_table(name, stage_name(path), text, found.items())
     return found
 
+# %% ../../nbs/appendix/A04_tables.ipynb #declared
 class _Declared(Mapping):
     "The declared tables of this project; read when they are first asked for."
     def __getitem__(self, name):
