@@ -59,7 +59,7 @@ def write(self: Run, table, df, part=None):
     with atomic(self.table_path(table, part)) as tmp: df.write_parquet(tmp, compression="zstd", statistics=False)
     return df
 
-# %% ../../nbs/appendix/A05_run.ipynb #run_read
+# %% ../../nbs/appendix/A05_run.ipynb #from_tables
 @patch
 def read(self: Run, table, parts=None):
     "Read `table` from the run (all named `parts` of it, one below the other) and check it against its schema."
