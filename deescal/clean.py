@@ -30,6 +30,7 @@ def _entries(frame, fate, reason, looped=0):
         "scenario_id", "turn", fate=pl.lit(fate), looped=looped.cast(pl.Int64),
         reason=pl.lit(reason) if isinstance(reason, str) else reason).select(list(JOURNAL)).cast(JOURNAL)
 
+# %% ../nbs/07b_clean.ipynb #without
 def _without(turns, found, reason):
     "(turns without those of `found`, their journal)."
     gone = turns.join(found.select("scenario_id", "turn").unique(), on=["scenario_id", "turn"], how="semi")
@@ -45,6 +46,7 @@ def _rewrite(turns, rows, column="text"):
         new.unique(["scenario_id", "turn"]), on=["scenario_id", "turn"], how="left", maintain_order="left",
     ).with_columns(pl.coalesce("_new", column).alias(column)).drop("_new")
 
+# %% ../nbs/07b_clean.ipynb #repair_texts
 def repair_text(turns):
     "Encodings repaired: (turns, journal)."
     bad = turns.join(
@@ -52,6 +54,7 @@ def repair_text(turns):
     rows = [(s, t, repair_encoding(x)) for s, t, x in bad.select("scenario_id", "turn", "text").rows()]
     return _rewrite(turns, rows), _entries(bad, "repaired", "encoding")
 
+# %% ../nbs/07b_clean.ipynb #repair_times
 def repair_times(turns):
     "Times read, or emptied where they are wrong: (turns, journal)."
     journal = []
@@ -80,6 +83,7 @@ def _without_spans(text, spans):
     out = " ".join(filter(None, [*kept, text[at:].strip()]))
     return out, len(text.split()) - len(out.split())
 
+# %% ../nbs/07b_clean.ipynb #cut_all_loops
 def cut_loops(turns):
     "Loops cut: (turns, journal)."
     journal, key = [], ["scenario_id", "turn"]
@@ -105,10 +109,12 @@ def exclude_turns(turns):
         journal.append(gone)
     return turns, pl.concat(journal)
 
+# %% ../nbs/07b_clean.ipynb #endless
 def _endless(what):
     return DeescalError("repairs follow on repairs without an end", where=what,
                         remedy="this is a fault of the library: please report it with the input")
 
+# %% ../nbs/07b_clean.ipynb #exclude_scenarios
 def exclude_scenarios(turns, scenarios, thresholds):
     "Scenarios that are no dialogue, not English or copies taken out: (turns, journal)."
     journal = []
@@ -163,6 +169,7 @@ def clean(
     trace = _trace(turns, t.with_columns(count_words()), pl.concat(journal))
     return _with_repairs(t, turns, trace), trace, pl.concat(keys).unique(maintain_order=True)
 
+# %% ../nbs/07b_clean.ipynb #with_repairs
 def _with_repairs(t, raw, trace):
     "Clean turns with new counts and with what was done to them in `repairs`; columns as in `raw`."
     at, here = ["scenario_id", "turn"], {"how": "left", "maintain_order": "left"}
@@ -198,6 +205,7 @@ def corpus_version(turns, **parameters):
         h.update("\x1e".join(turns[c].cast(pl.String).fill_null("").to_list()).encode("utf-8", "surrogatepass"))
     return digest(h.hexdigest(), parameters, length=12)
 
+# %% ../nbs/07b_clean.ipynb #describe_corpora
 def describe_corpora(raw, clean_turns, personal="mask", **parameters):
     "Table `corpora`: a row each for raw and clean."
     before = corpus_version(raw)

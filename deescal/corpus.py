@@ -31,6 +31,7 @@ def summarize_scenarios(turns, files):
     )
     return files.select("scenario_id", "platform", "released_split", "file").join(stats, on="scenario_id")
 
+# %% ../nbs/06_corpus.ipynb #summarize_platforms
 def summarize_platforms(scenarios):
     "Scenarios, turns, words and tokens by platform, with a row 'all' (table `platforms`)."
     def sums(df):

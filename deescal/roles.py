@@ -43,6 +43,7 @@ _PARTY = (
     "cyclist robber aggressor interviewee visitor patient renter buyer seller teacher nanny babysitter")
 KINDS = LABEL_WORDS | {"party": _PARTY, "unknown": "unknown unidentified speaker voice off-screen offscreen unclear"}
 
+# %% ../nbs/05b_roles.ipynb #label_kind_of
 def label_kind(
     column="speaker_label", # name of a text column
     kinds=KINDS,            # kind -> its words, the first that fits wins
@@ -110,6 +111,7 @@ def utterances(turns):
     said = turns.select(*SPEAKER, "text").unique(maintain_order=True)
     return said.with_row_index("utterance")
 
+# %% ../nbs/05b_roles.ipynb #terms_of
 def terms_of(utterances):
     "Words, and pairs of words, of each utterance: (utterance, term), as often as they occur."
     plain = pl.col("text").str.slice(0, 2000).str.to_lowercase().str.replace_all("’", "'", literal=True)
