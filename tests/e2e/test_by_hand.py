@@ -122,6 +122,27 @@ def test_a_run_by_hand_does_not_spoil_a_finished_run(checkout, tmp_path):
     assert checkout.ran(before) == {"07_audit"} and checkout.tables() == tables
 
 
+def test_a_kernel_holds_the_run_for_as_long_as_it_lives(checkout):
+    "A notebook by hand and the series never write one run at a time, and a killed kernel holds nothing."
+    code = ("from deescal.engine.lesson import hold_by_hand; from deescal.engine.run import Run; "
+            f"hold_by_hand(Run('micro', root={str(checkout.root)!r})); print('held', flush=True); input()")
+    def kernel():
+        p = subprocess.Popen([sys.executable, "-c", code], cwd=checkout.root, env=checkout.env, text=True,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        return p, p.stdout.readline()
+    first, said = kernel()
+    try:
+        assert said == "held\n"
+        r = checkout.reproduce("--set", "report.title=Two at once", ok=False)
+        assert r.returncode and f"process {first.pid} on" in r.stderr and "until its kernel is shut down" in r.stderr
+        second, said = kernel()
+        assert said == "" and "is being executed by another process" in second.communicate()[1]
+    finally:
+        first.kill()
+        first.wait()
+    assert "nothing was run" in checkout.reproduce().stdout
+
+
 def test_papermill_with_a_jobs_parameter_file_writes_the_same_tables(checkout, tmp_path):
     before = checkout.tables()
     command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", "-f",

@@ -419,6 +419,22 @@ def test_a_bad_corpus_ends_with_its_own_sentence_and_names_what_did_not_run(chec
     assert "06_corpus: stopped" in (checkout.root / "figures/faulty/report.html").read_text()
 
 
+def test_an_error_of_the_input_is_not_tried_again(checkout):
+    "What a scheduler's second try (profiles/slurm has retries) does: the same sentence, at once, and no execution."
+    folder = checkout.root / "data/nothing_in_it"
+    folder.mkdir()
+    (folder / "a.csv").write_text("x,y\n1,2\n")
+    args = ("job", "06_corpus", "--profile", "micro", "--run", "retried", "--data", "data/nothing_in_it")
+    executed = checkout.root / "figures/retried/notebooks/06_corpus.failed.ipynb"
+    first = checkout.deescal(*args, ok=False)
+    assert first.returncode and "not a single turn" in first.stderr and executed.is_file()
+    executed.unlink()
+    again = checkout.deescal(*args, "--attempt", "2", ok=False)
+    assert again.returncode and again.stderr == first.stderr and not executed.exists()
+    shutil.copy2(checkout.root / "data/planted" / sorted(os.listdir(checkout.root / "data/planted"))[0], folder)
+    assert "done" in checkout.deescal(*args).stdout, "a first try of the next series reads the input again"
+
+
 @pytest.mark.slow
 def test_training_and_generation_say_how_far_they_are(ends):
     forget(ends, "ends", "08d_base-tiny", "10_generate-tiny-base")

@@ -164,8 +164,8 @@ def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_a
     def checkpoint(stage, step):
         return lambda: list((data / "work").glob(f"{stage}-tiny/*/checkpoint-{step}/whole.json"))
     def shards(n): return lambda: len(list((data / "work/generate-tiny-tuned").glob("*/*.parquet"))) >= n
-    for when in (checkpoint("base", 20), checkpoint("finetune", 35), checkpoint("finetune", 105),
-                 checkpoint("finetune", 175), shards(1), shards(2), shards(3)):
+    for when in (checkpoint("base", 20), checkpoint("finetune", 35), checkpoint("finetune", 70),
+                 checkpoint("finetune", 140), shards(1), shards(2), shards(3)):
         start_and_kill(checkout, "often", when, *args)
     checkout.reproduce("--run", "often", *args)
     whole = checkout.root / "data/runs/micro"
@@ -173,7 +173,7 @@ def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_a
         assert (data / name).read_bytes() == (whole / name).read_bytes(), name
     assert checkout.tables("often") == checkout.tables()
     log = pl.read_parquet(data / "tables/finetune_timings/tiny.parquet").row(0, named=True)
-    assert log["resumed_from"] == 175 and not list((data / "work").rglob("*"))
+    assert log["resumed_from"] == 140 and not list((data / "work").rglob("*"))
 
 
 def test_a_second_process_on_the_same_run_is_told_so(checkout):
