@@ -43,6 +43,9 @@ for job in jobs:
         resources:
             mem_mb=lambda wildcards, attempt, mb=job.resources["mem_mb"]: mb * attempt,
             runtime=lambda wildcards, attempt, minutes=job.resources["runtime"]: minutes * attempt,
-            gpu=job.resources["gpu"]
+            gpu=job.resources["gpu"],
+            try_number=lambda wildcards, attempt: attempt
         params: python=shlex.quote(sys.executable), job=job.name, request=below_root(run.data / "request.json")
-        shell: "exec {params.python} -m deescal.engine.cli job {params.job} --request {params.request} > {log} 2>&1"
+        shell:
+            "exec {params.python} -m deescal.engine.cli job {params.job} --request {params.request}"
+            " --attempt {resources.try_number} > {log} 2>&1"

@@ -36,6 +36,10 @@ def test_the_closure_enters_sub_packages_however_they_are_imported(tmp_path, tex
     (root/"deescal/engine/errors.py").write_text("y = 2")
     assert import_closure(["a"], root)["engine.errors"] != before["engine.errors"]
 
+def test_packages_are_found_however_they_are_imported(tmp_path):
+    root = library(tmp_path, a="import os, numpy.linalg as l\ndef f():\n    from scipy import stats\nfiles('names')", b="")
+    assert packages_named(["a", "b"], root) == {"numpy", "scipy", "names"}
+
 def test_named_tables_are_found(tmp_path):
     root = library(tmp_path, a='def f(): return TABLES["turns"].schema, TABLES[name]')
     assert tables_named(["a"], root) == ["turns"]

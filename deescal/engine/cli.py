@@ -246,7 +246,7 @@ def job_command(args):
     jobs = {j.name: j for j in resolve(**request)}
     if args.job not in jobs:
         raise ProfileError(f"no job is called {args.job!r}", remedy=did_you_mean(args.job, jobs))
-    what = {"kept": "inputs unchanged, kept", "page": "page made again", "done": "done"}[run_job(jobs[args.job])]
+    what = {"kept": "inputs unchanged, kept", "page": "page made again", "done": "done"}[run_job(jobs[args.job], args.attempt)]
     print(f"{args.job}: {what}", flush=True)
 
 # %% ../../nbs/appendix/A15_cli.ipynb #lesson_command
@@ -276,6 +276,7 @@ def parser():
         if name == "job":
             c.add_argument("job", help="name of the job")
             c.add_argument("--request", default="", help="file with profile and overrides, in place of options")
+            c.add_argument("--attempt", type=int, default=1, help="which try of a scheduler's this is")
         if name == "export": c.add_argument("--to", required=True, metavar="FOLDER", help="new or empty folder")
         if name == "score":
             c.add_argument("--replies", required=True, metavar="FILE.jsonl",

@@ -11,9 +11,11 @@ __all__ = ['snakemake_command', 'snakemake', 'end_group', 'interrupts', 'known_s
 import contextlib, datetime, json, os, shutil, signal, subprocess, sys, time
 
 from .errors import DeescalError, host_error
-from .execute import job_log
+from .execute import job_log, read_failure
 from .files import atomic, write_text
-from .jobs import held, job_after, killed, lock, page_stale, read_record, release, resolve, stale
+from .jobs import job_after, lock, page_stale, read_record, resolve, stale
+from .locks import held, killed, release
+from .page import render_job
 from .provenance import gpus
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #snakemake
@@ -101,6 +103,7 @@ class Watch:
             if job.name not in self.done and (record := self.ended(job)):
                 self.done.add(job.name)
                 self.say(f"{job.name}: {outcome(record, job.record, self.since)}")
+                with contextlib.suppress(DeescalError, OSError): render_job(job)  # tried again, and told, at the end
         running = {j.name: _read(j.progress) for j in self.jobs if j.name not in self.done and held(j.lock)}
         line = status_line([j.name for j in self.jobs], self.done, running, self.since, self.known, os.cpu_count() or 1)
         if self.out.isatty(): self.out.write("\r\033[K" + line[:shutil.get_terminal_size().columns - 1])
@@ -163,8 +166,7 @@ def failures(jobs, since):
     "Jobs that failed since a time: name -> `DeescalError` with what, where and remedy."
     out = {}
     for job in jobs:
-        if job.failure.is_file():
-            out[job.name] = DeescalError(**json.loads(job.failure.read_text()))
+        if error := read_failure(job): out[job.name] = error
         elif killed(job.lock):
             job.progress.unlink(missing_ok=True)
             out[job.name] = killed_error(job)

@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['RUN_NAMES', 'PAGE_PARAMETERS', 'WRITTEN', 'RENDERED', 'Job', 'job_reads', 'job_writes', 'job_after', 'run_parts',
            'resolve', 'left_out', 'fingerprint', 'page_fingerprint', 'outputs', 'read_record', 'stale', 'page_stale',
-           'plan', 'hold', 'release', 'held', 'killed', 'lock', 'write_manifest']
+           'plan', 'lock', 'write_manifest']
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #imports
-import ast, json, os, socket, time
+import ast, json, os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .closure import code_sha256, import_closure, imported_modules, tables_named
+from .closure import (
+    code_sha256, import_closure, imported_modules, imported_packages, packages_named, tables_named)
 from .errors import DeescalError, ProfileError
 from .files import digest, path_sha256, project_root, write_text
+from .locks import held, hold, killed
 from .notebooks import cell_kind, directives, module_name, notebook_cells
 from .profile import Model, check_names, load_profile, profile_path
-from .provenance import git_revision, hardware, versions
+from .provenance import git_revision, hardware, package_versions, versions
 from .run import Run, job_records
-from .series import RESOURCES, STAGES, Stage, found, stage_parameters, table_parts
+from .series import RESOURCES, STAGES, Stage, need_state, stage_parameters, table_parts
 from .tables import TABLES
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #job_class
@@ -180,6 +182,14 @@ def _closure(job, sources):
     return import_closure(start, job.run.root)
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #schema_hash
+def _versions(job, modules, sources):
+    "The versions of Python and of the packages that these modules and cells import: name -> version."
+    named = packages_named(modules, job.run.root)
+    for source in sources:
+        try: named |= imported_packages(ast.parse(source))
+        except SyntaxError: pass
+    return package_versions(named)
+
 def _schema(name):
     t = TABLES[name]
     return digest(t.key, [(c.name, str(c.dtype), c.nullable) for c in t.columns])
@@ -191,6 +201,7 @@ def fingerprint(job):
     modules = _closure(job, cells)
     parts = {f"parameter {k}": digest(v) for k, v in job.params.items() if k not in PAGE_PARAMETERS}
     parts |= {f"source {k or 'deescal'}": v for k, v in modules.items()}
+    parts |= {f"version {k}": v for k, v in _versions(job, modules, cells).items()}
     parts |= {"source notebook": digest([code_sha256(c) for c in cells]),
               "declaration": digest(stage.reads, stage.writes, stage.paths, stage.per, stage.uses, stage.makes)}
     named = {*stage.reads, *stage.writes, *tables_named(modules, job.run.root)}
@@ -202,13 +213,14 @@ def fingerprint(job):
     parts |= {f"input {p}": path_sha256(job.run.path(job.params[p])) for p in stage.paths}
     if job.run.path(job.params.get("encoder", "")).is_dir():
         parts["input encoder"] = path_sha256(job.run.path(job.params["encoder"]))
-    return parts | {f"resource {n}": str(found(need)) for n, need in stage.needs.items()}
+    return parts | {f"resource {n}": need_state(need) for n, need in stage.needs.items()}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #page_fingerprint
 def page_fingerprint(job):
     "What decides whether only the lesson's page must be made again: examples, what is shown, and the code they use."
     cells = _cells(job, ("show", *(("example", "setup") if job.params.get("lesson") else ())))
-    return digest([code_sha256(c) for c in cells], _closure(job, cells),
+    modules = _closure(job, cells)
+    return digest([code_sha256(c) for c in cells], modules, _versions(job, modules, cells),
                   {k: v for k, v in job.params.items() if k in PAGE_PARAMETERS})
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #stale
@@ -255,51 +267,12 @@ def plan(jobs, dry=False):
         elif not job.stamp.exists(): write_text(job.stamp, "")
     return again
 
-# %% ../../nbs/appendix/A12_jobs.ipynb #lock
-def hold(path, taken):
-    "Hold the lock file at `path` until this process ends; `taken(who)` is raised where another process holds it."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(path, "a+")
-    if not _locked(handle, tries=4):
-        handle.seek(0)
-        raise taken(handle.read().strip() or "another process")
-    handle.truncate(0)
-    handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-    handle.flush()
-    return handle
-
-# %% ../../nbs/appendix/A12_jobs.ipynb #try_lock
-def _locked(handle, tries=1):
-    "Whether the lock on an open file could be had; tries are a tenth of a second apart."
-    import fcntl
-    for left in reversed(range(tries)):
-        try: return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB) is None
-        except BlockingIOError: time.sleep(0.1 if left else 0)
-    return False
-
-# %% ../../nbs/appendix/A12_jobs.ipynb #release
-def release(handle):
-    "Give a lock back, as a process does that ends by itself: its file is empty then."
-    handle.truncate(0)
-    handle.close()
-
-# %% ../../nbs/appendix/A12_jobs.ipynb #held
-def held(path):
-    "Whether a process holds the lock file at `path`; None where nobody does, else who."
-    if not path.is_file(): return None
-    with open(path) as handle: return None if _locked(handle) else handle.read().strip() or "another process"
-
-# %% ../../nbs/appendix/A12_jobs.ipynb #killed
-def killed(path):
-    "Whether the process that held the lock file at `path` was killed: its name stands there, and nobody holds it."
-    return path.is_file() and path.stat().st_size > 0 and held(path) is None
-
 # %% ../../nbs/appendix/A12_jobs.ipynb #lock_run
 def lock(run, jobs=(), file=".lock"):
     "Hold the run for this process; `DeescalError` where another series, or a job that outlived one, is at work on it."
     def taken(who): return DeescalError(
         f"the run {run.name!r} is being executed by another process", where=f"{run.data} ({who})",
-        remedy="wait for it, or choose another name: RUN=<name>")
+        remedy="wait for it (a notebook run by hand: until its kernel is shut down), or choose another name: RUN=<name>")
     handle = hold(run.data/file, taken)
     if file != ".lock" and (who := held(run.data/".lock")): raise taken(who)
     for job in jobs: _check_lock(job)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPLATES', 'TAGS', 'ATTRIBUTES', 'environment', 'page', 'read_executed', 'lesson_cells', 'clean_html', 'to_html',
-           'figure_address', 'report_html', 'layout_sha256', 'render_lesson', 'render_run', 'lesson_page']
+           'figure_address', 'report_html', 'layout_sha256', 'render_lesson', 'render_job', 'render_run', 'lesson_page']
 
 # %% ../../nbs/appendix/A14_page.ipynb #imports
 import ast, base64, json, os, re, tempfile
@@ -130,13 +130,14 @@ def render_lesson(notebook, executed, html, title, params=None):
     return _write_page(html, digest(cells, title, layout_sha256()), lambda: to_html(cells, title, notebook.stem))
 
 # %% ../../nbs/appendix/A14_page.ipynb #render_run
+def render_job(job):
+    "Render the page of a job that has finished; returns whether it was made anew."
+    return bool(read_record(job)) and job.executed.is_file() and render_lesson(
+        job.notebook, job.executed, job.executed.with_suffix(".html"), job.name, job.params)
+
 def render_run(jobs):
     "Render the pages of a run's finished jobs, its report and its cards: the names of those that were made anew."
-    run, made = jobs[0].run, []
-    for job in jobs:
-        if read_record(job) and job.executed.is_file():
-            page = job.executed.with_suffix(".html")
-            if render_lesson(job.notebook, job.executed, page, job.name, job.params): made.append(job.name)
+    run, made = jobs[0].run, [job.name for job in jobs if render_job(job)]
     for name, shown_as in (("README.md", "data_card.md"), ("croissant.json", "croissant.json")):
         if (run.folder("export", "")/name).is_file():
             write_text(run.figures/shown_as, (run.folder("export", "")/name).read_text())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESOURCES', 'STAGES', 'Stage', 'read_stage', 'in_order', 'read_stages', 'stage_parameters', 'table_parts',
-           'series_table', 'found', 'where_we_are']
+           'series_table', 'found', 'need_state', 'where_we_are']
 
 # %% ../../nbs/appendix/A09_series.ipynb #imports
 import os
@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .errors import DeescalError, did_you_mean
+from .files import path_sha256
 from .notebooks import (
     declaration, lessons, notebook_cells, notebook_parameters, notebooks_folder, stage_name, state)
 from .tables import TABLES
@@ -135,8 +136,15 @@ class series_table:
 # %% ../../nbs/appendix/A09_series.ipynb #found
 def found(need):
     "Whether what a stage `needs` is here: one of its `folders`, or its `package`."
-    if "package" in need: return any(d.metadata["Name"] == need["package"] for d in metadata.distributions())
-    return any(Path(os.path.expanduser(f)).is_dir() for f in need["folders"])
+    return need_state(need) != "missing"
+
+def need_state(need):
+    "What is here of what a stage `needs`: the version of its package, or the hash of the first of its folders."
+    if "package" in need:
+        try: return metadata.version(need["package"])
+        except metadata.PackageNotFoundError: return "missing"
+    folders = (Path(os.path.expanduser(f)) for f in need["folders"])
+    return next((path_sha256(f) for f in folders if f.is_dir()), "missing")
 
 # %% ../../nbs/appendix/A09_series.ipynb #where_we_are
 class where_we_are:
