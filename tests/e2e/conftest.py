@@ -25,19 +25,29 @@ def copy_checkout(target):
 
 
 NOTE_LOADED = """
-import atexit, os, sys
+import os, sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-def note():
-    "Which modules of ours a job's kernel had loaded when it ended."
-    job, root = os.environ.get("DEESCAL_JOB"), os.environ.get("DEESCAL_ROOT")
-    if job and root and "ipykernel_launcher" in "".join(sys.argv[:1]):
-        names = [m.removeprefix("deescal").lstrip(".") for m in list(sys.modules) if m.split(".")[0] == "deescal"]
-        folder = Path(root) / "loaded"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{job}.txt").write_text("\\n".join(sorted(names)))
+class Note:
+    "Notes each module of ours that a job's kernel loads, as it loads it: a kernel that is killed has noted its own too."
+    path = None
 
-atexit.register(note)
+    def find_spec(self, name, path=None, target=None):
+        progress, root = os.environ.get("DEESCAL_PROGRESS"), os.environ.get("DEESCAL_ROOT")
+        if name.split(".")[0] != "deescal" or not progress or "ipykernel_launcher" not in "".join(sys.argv[:1]):
+            return None
+        spec = PathFinder.find_spec(name, path)
+        if spec and root:
+            job = Path(progress)     # data/runs/<run>/jobs/<job>.progress
+            file = Path(root) / "loaded" / job.parts[-3] / f"{job.stem}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(file, "w" if self.path is None else "a") as f:
+                f.write(name.removeprefix("deescal").lstrip(".") + "\\n")
+            self.path = file
+        return spec
+
+sys.meta_path.insert(0, Note())
 """
 
 

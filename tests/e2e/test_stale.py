@@ -137,10 +137,10 @@ def test_training_is_stale_for_every_module_that_it_computes_with(copy, module):
 
 
 def test_every_module_whose_code_ran_is_in_the_closure_and_each_makes_the_job_stale(copy):
-    "What each kernel had loaded when it ended is noted by the checkout's sitecustomize."
+    "What each kernel loads is noted by the checkout's sitecustomize."
     root = copy.root
     for job in resolve("micro", root=root):
-        loaded = set((root / "loaded" / f"{job.name}.txt").read_text().split())
+        loaded = set((root / "loaded/micro" / f"{job.name}.txt").read_text().split())
         assert "engine.run" in loaded, job.name
         reasons = {m: None for m in loaded}
         for module in loaded - {"", "engine"}:
