@@ -4,11 +4,20 @@ import deescal.fence as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/00a_fence.ipynb #test_imports
+from typing import Literal
+
 from hypothesis import given, settings, strategies as st
+from pydantic import BaseModel
 import pytest
 
 # %% ../nbs/00a_fence.ipynb #random_import
 import random
+
+# %% ../nbs/00a_fence.ipynb #read_kept
+class Kept(BaseModel):
+    keep: bool
+    reason: Literal["police", "other"]
+    why: str = ""
 
 # %% ../nbs/00a_fence.ipynb #neutral_test
 @given(st.text(alphabet=st.sampled_from("<|>im_end/s[]INST`:\n System\u200b＜｜▁"), max_size=80) | st.text(max_size=80))
@@ -73,3 +82,31 @@ def test_a_loop_is_found_wherever_it_stands(phrase):
     before = " ".join(f"{chance.random():.9f}" for _ in range(200))
     for text in (loop, before + loop, loop + before, before + loop + before): assert runaway(text) is not None
     assert runaway(before) is None and runaway(phrase * 3) is None
+
+# %% ../nbs/00a_fence.ipynb #read_test
+GOOD = '{"keep":true,"reason":"police","why":""}'
+
+@pytest.mark.parametrize("text, finish, reason", [
+    (GOOD, "stop", ""), (f"```json\n{GOOD}\n```", "stop", ""), (f"  {GOOD}\n", None, ""), (GOOD, "length", "token_limit"),
+    (GOOD, "content_filter", "refused"), ("", "stop", "empty"), (" \n", "stop", "empty"), (":", "stop", "not_json"),
+    ("Thought process:", "stop", "not_json"), (f"Here it is: {GOOD}", "stop", "not_json"), (GOOD[:-3], "stop", "not_json"),
+    (GOOD + GOOD, "stop", "not_json"), ("[]", "stop", "wrong_shape"), ("null", "stop", "wrong_shape"),
+    ('{"keep":1,"reason":"police"}', "stop", "wrong_shape"), ('{"keep":"true","reason":"police"}', "stop", "wrong_shape"),
+    ('{"keep":true,"reason":"love"}', "stop", "wrong_shape"), ('{"keep":true}', "stop", "wrong_shape"),
+    ('{"keep":true,"reason":"police","SECRET words":1}', "stop", "wrong_shape"), ("hey, " * 900, "length", "repetition"),
+    ('{"keep":true,"reason":"police","why":"' + "hey, " * 300 + '"}', "stop", "repetition"),
+    ('{"why": "' + "\\n" * 3000, "length", "repetition"), ("hey, " * 900, "stop", "repetition"),
+    ('{"keep":true,"reason":"police","why":"\ud800"}', "stop", "wrong_shape")])
+def test_only_an_answer_of_the_type_is_an_answer(text, finish, reason):
+    answer, why, detail = read_answer(text, finish, Kept)
+    assert why == reason and (answer is None) == bool(reason)
+    assert "SECRET" not in detail and "love" not in detail
+
+@given(st.text(max_size=200))
+def test_whatever_a_model_writes_is_read_without_an_exception(text):
+    answer, reason, _ = read_answer(text, "stop", Kept)
+    assert (answer is None) == bool(reason)
+
+# %% ../nbs/00a_fence.ipynb #hijack_test
+@pytest.mark.parametrize("attack", INJECTIONS)
+def test_no_attack_is_an_answer(attack): assert read_answer(attack, "stop", Kept)[0] is None
