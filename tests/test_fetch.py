@@ -143,6 +143,6 @@ def test_only_a_server_and_a_doi_are_taken(server, doi, tmp_path):
 # %% ../nbs/05_fetch.ipynb #command_test
 def test_the_command_says_what_it_did_and_an_error_is_a_sentence(tmp_path, capsys):
     with dataverse(CORPUS | {("", "README.md"): b"x"}) as server:
-        main(["--to", str(tmp_path), "--server", server.base, "--doi", "doi:10.7910/DVN/CWMCZI"])
+        fetch_command(["--to", str(tmp_path), "--server", server.base, "--doi", "doi:10.7910/DVN/CWMCZI"])
     assert "5 fetched, 0 kept, 1 left alone, no CSV" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="deescal.fetch: not the address"): main(["--to", str(tmp_path), "--server", "x"])
+    with pytest.raises(SystemExit, match="deescal.fetch: not the address"): fetch_command(["--to", str(tmp_path), "--server", "x"])
