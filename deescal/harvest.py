@@ -94,16 +94,19 @@ def harvest_tables(found, source, clips):
     return {"videos": videos, "channels": found.channels, "harvest_rejects": pl.concat([found.rejects, again])}
 
 def harvest_accounting(count, tables):
-    "Records in, kept, repaired and rejected by reason; channels likewise (table `accounting`)."
+    "Records in, kept, repaired and rejected by reason; channels and captions likewise (table `accounting`)."
     def counts(df, by): return dict(df.group_by(by).len().sort(by).rows())
     mended = tables["videos"].select(pl.col("repairs").str.split("; ").alias("repair")).explode("repair").filter(
         pl.col("repair") != "")
     lost = tables["channels"].filter(status="rejected")
+    cells = tables["videos"].filter(~pl.col("caption_reason").fill_null("").is_in(["empty", "not_in_source"]))
+    nulled = counts(cells.drop_nulls("caption_reason"), "caption_reason")
     return pl.concat([
         account("harvest", "record", count, len(tables["videos"]), counts(tables["harvest_rejects"], "reason"),
                 counts(mended, "repair")),
         account("harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost),
-                counts(lost, "reason"))])
+                counts(lost, "reason")),
+        account("harvest", "caption", len(cells), cells["caption"].count(), nulled)])
 
 # %% ../nbs/01_harvest.ipynb #facts
 def switched_on(params):

@@ -54,6 +54,7 @@ def test_a_released_list_becomes_the_same_tables(tmp_path):
     assert tables["videos"].select("status", "caption", "source").rows() == [
         ("not_checked", "Stop. >> Why?", "released")]
     assert tables["channels"].select("status", "videos").rows() == [("ok", 2)] and len(tables["harvest_rejects"]) == 1
+    assert harvest_accounting(2, tables).filter(unit="caption")["count"].to_list() == [1, 1]
 
 # %% ../nbs/01_harvest.ipynb #facts_test
 class Job(NamedTuple):
