@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['SEGMENT', 'REJECT', 'UNKNOWN_SPEAKER', 'READERS', 'read_rttm', 'read_ctm', 'words_to_segments', 'read_json',
-           'read_segments', 'clock_time', 'released_csv', 'released_txt', 'repeats_itself', 'impossible_words',
+           'read_segments', 'clock_time', 'released_csv', 'released_txt', 'has_loops', 'impossible_words',
            'answer_faults']
 
 # %% ../nbs/04a_segments.ipynb #imports
-import csv, io, json, math, zlib
+import csv, io, json, math
 
 import polars as pl
 
 from .engine.errors import InputError
-from .engine.files import digest
+from .loops import find_loops
 from .read import decode
 
 # %% ../nbs/04a_segments.ipynb #frame
@@ -82,7 +82,7 @@ def words_to_segments(
 ):
     "Segments from words: the words of one speaker in a row are one, unless they pause for more than `max_pause`."
     later = pl.col("start_s") - pl.col("end_s").shift() > max_pause
-    changed = pl.any_horizontal(pl.col(c) != pl.col(c).shift() for c in ("recording", "speaker_label"))
+    changed = pl.any_horizontal(*(pl.col(c) != pl.col(c).shift() for c in ("recording", "speaker_label")))
     number = (changed | later).fill_null(True).cum_sum()
     return words.with_columns(number.alias("number")).group_by("number", maintain_order=True).agg(
         pl.col("recording").first(), pl.col("start_s").first(), pl.col("end_s").max(),
@@ -165,16 +165,10 @@ def released_txt(segments, heading):
     return "\n".join([f"--- {heading} ---", "", *lines.to_series()]) + "\n"
 
 # %% ../nbs/04a_segments.ipynb #loops
-def _squeezes(text):
-    "Whether a long text is one phrase over and over: zlib makes it more than four times smaller."
-    data = text.encode("utf-8", "replace")
-    return len(data) > 200 and len(data) > 4 * len(zlib.compress(data, 9))
-
-def repeats_itself(segments, turns=8):
-    "Whether an answer runs in circles: inside a segment, or over at least `turns` equal segments in a row."
-    texts = segments["text"].str.to_lowercase().str.strip_chars()
-    runs = texts.rle().struct.unnest() if len(texts) else pl.DataFrame({"len": [], "value": []})
-    return bool((runs.filter(pl.col("value") != "")["len"] >= turns).any()) or any(map(_squeezes, texts))
+def has_loops(segments):
+    "Whether an answer runs in circles, inside a segment or from one to the next (02d)."
+    return bool(len(find_loops(segments.select(
+        "text", "start_s", scenario_id=pl.lit("answer"), turn=pl.int_range(pl.len(), dtype=pl.Int64)))))
 
 # %% ../nbs/04a_segments.ipynb #rate
 def impossible_words(segments, audio_s, fastest=8.0, from_words=10):
@@ -202,8 +196,8 @@ def answer_faults(
     unknown = words.filter(segments["speaker_label"].is_in(["", UNKNOWN_SPEAKER])).sum()
     fault("times_run_backwards", (starts.diff() < -1).any())
     fault("beyond_the_audio", starts.max() > audio_s + 1 or (segments["end_s"].max() or 0) > audio_s + 2)
-    fault("unknown_speaker", unknown > share * total or (unknown == total and not total))
-    fault("loop", repeats_itself(segments))
+    fault("unknown_speaker", unknown > share * total)
+    fault("loop", has_loops(segments))
     fault("too_fast", impossible_words(segments, audio_s) > share * total or total > 8 * (audio_s + 1))
     fault("words_without_speech", spoken == () and total > 0)
     first, last = spoken or (0.0, audio_s)

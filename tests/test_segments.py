@@ -86,8 +86,8 @@ def test_times_are_written_as_released():
     ("times_run_backwards", toy_segments((5, 6, "A", "x"), (2, 3, "B", "y")), 10),
     ("beyond_the_audio", toy_segments((5, 6, "A", "x"), (12, 13, "B", "y")), 10),
     ("unknown_speaker", toy_segments((5, 6, UNKNOWN_SPEAKER, "x y"), (7, 8, "B", "y")), 10),
-    ("loop", toy_segments(*((k, k + 1, "A", "No.") for k in range(9))), 10),
-    ("loop", toy_segments((1, 200, "A", "I said get out. " * 30)), 200),
+    ("loop", toy_segments(*((k, k + 1, "A", "No.") for k in range(60))), 60),
+    ("loop", toy_segments((1, 200, "A", "I said get out. " * 200)), 200),
     ("too_fast", toy_segments((1, 2, "A", " ".join(f"word{k}" for k in range(40))), (2, 3, "B", "y")), 10),
     ("low_coverage", toy_segments((1, 2, "A", "x"), (7, 8, "B", "y")), 100)])
 def test_each_fault_is_named(fault, segments, audio_s):
