@@ -86,7 +86,7 @@ def words_to_segments(
     number = (changed | later).fill_null(True).cum_sum()
     return words.with_columns(number.alias("number")).group_by("number", maintain_order=True).agg(
         pl.col("recording").first(), pl.col("start_s").first(), pl.col("end_s").max(),
-        pl.col("speaker_label").first(), pl.col("text").str.join(" ")).select(SEGMENT)
+        pl.col("speaker_label").first(), pl.col("text").str.join(" ")).select(*SEGMENT)
 
 # %% ../nbs/04a_segments.ipynb #json_names
 _LISTS = ("segments", "sentences", "diarization", "content", "words")
