@@ -71,20 +71,19 @@ def find_seam(left, right, begin, end):
 # %% ../nbs/04d_chunks.ipynb #voices
 _NUMBERED = re.compile(r"Speaker (\d+)$")
 
-def _votes(left, right, pairs):
-    "(labels of the left, of the right, votes as an array)."
+def _votes(left, right):
+    "(labels of the left, of the right, votes by who speaks at the same time). Both in order of time."
     ours, theirs = (words["speaker_label"].unique(maintain_order=True).to_list() for words in (left, right))
     votes = np.zeros((len(ours), len(theirs)))
-    for i, j in pairs: votes[ours.index(left["speaker_label"][i]), theirs.index(right["speaker_label"][j])] += 1
     near = right.join_asof(left.select("time", other="speaker_label"), on="time", strategy="nearest", tolerance=0.5)
     for label, other in near.drop_nulls("other").select("speaker_label", "other").rows():
         votes[ours.index(other), theirs.index(label)] += 0.2
     return ours, theirs, votes
 
 def match_voices(left, right, pairs):
-    "Names of the right answer's voices in terms of the left's: label -> label. Needs both in order of time."
+    "Names of the right answer's voices in terms of the left's: label -> label. `pairs`: words that are the same."
     from scipy.optimize import linear_sum_assignment
-    ours, theirs, votes = _votes(left.sort("time"), right.sort("time"), [])
+    ours, theirs, votes = _votes(left.sort("time"), right.sort("time"))
     for i, j in pairs: votes[ours.index(left["speaker_label"][i]), theirs.index(right["speaker_label"][j])] += 1
     for i, name in enumerate(ours):
         if name in theirs and not _NUMBERED.match(name): votes[i, theirs.index(name)] += 1e6
