@@ -54,8 +54,10 @@ NOTICES = {
 
 def shipped_fiction(root):
     "The invented corpora that ship: name -> notice and SHA-256 of each file. `make export` writes data/fiction.json."
-    def hashes(folder): return {p.name: file_sha256(p) for p in sorted(folder.glob("*.csv"))}
-    return {name: {"notice": notice, "files": hashes(root/"data"/name)} for name, notice in NOTICES.items()}
+    def hashes(folder, pattern="*.csv"): return {p.name: file_sha256(p) for p in sorted(folder.glob(pattern))}
+    found = {name: {"notice": notice, "files": hashes(root/"data"/name)} for name, notice in NOTICES.items()}
+    found["sample"]["files"] |= hashes(root/"data"/"clips", "youtube_*.ogg")  # the sample's clips, which 05 diarizes
+    return found
 
 # %% ../nbs/09a_planted.ipynb #toys
 TOY_WORDS = "step back sir why no I won't calm down okay officer what is your name Dale sit there please".split()
