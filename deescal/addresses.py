@@ -43,7 +43,7 @@ def split_address(url):
 _REAL = {"youtube": r"[A-Za-z0-9_-]{11}", "tiktok": r"[0-9]{15,21}", "facebook": r"[0-9]{8,20}|pfbid[A-Za-z0-9]{20,90}"}
 
 def check_id(platform, platform_id, real=False):
-    "`platform_id` as it came; `AddressError` unless it is an identifier (`real`: of the shape that `platform` gives out)."
+    "`platform_id` as it came; `AddressError` unless it is an identifier (`real`: of the shape `platform` gives out)."
     if platform not in HOSTS:
         raise AddressError("unknown_platform", f"no platform is called {str(platform)[:20]!r}", platform_id)
     if not isinstance(platform_id, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", platform_id):
@@ -83,14 +83,15 @@ def video_address(url):
     return platform, platform_id, canonical(platform, platform_id, user)
 
 # %% ../nbs/01a_addresses.ipynb #channels
-_CHANNEL = {"youtube": r"(/@[\w.%-]+|/channel/UC[\w-]{10,40}|/(?:c|user)/[\w.%-]+)(?:/(videos|shorts|streams|featured))?/?",
+_TABS = r"(?:/(videos|shorts|streams|featured))?/?"
+_CHANNEL = {"youtube": r"(/@[\w.%-]+|/channel/UC[\w-]{10,40}|/(?:c|user)/[\w.%-]+)" + _TABS,
             "tiktok": r"(/@[\w.]+)/?"}
 
 def channel_address(url):
     "(platform, canonical address) of the channel that `url` names; `AddressError` where it names none."
     platform, parts = split_address(url)
     if platform == "facebook":
-        raise AddressError("facebook_page", "pages of Facebook cannot be listed", url, "list the addresses of its videos")
+        raise AddressError("facebook_page", "pages of Facebook cannot be listed", url, "list its videos' addresses")
     found = re.fullmatch(_CHANNEL[platform], parts.path, re.ASCII)
     if not found or parts.hostname == "youtu.be":
         raise AddressError("not_a_channel", "this address names no channel", url)

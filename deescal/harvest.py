@@ -40,7 +40,8 @@ def found_of(listed, rows):
     single = pl.col("kind") == "video"
     by_name = rows.group_by("platform", "channel").agg(pl.len().cast(pl.Int64).alias("named"))
     by_id = rows.group_by("platform", "platform_id").agg(pl.len().cast(pl.Int64).alias("single"))
-    both = listed.join(by_name, on=["platform", "channel"], how="left").join(by_id, on=["platform", "platform_id"], how="left")
+    both = listed.join(by_name, on=["platform", "channel"], how="left").join(
+        by_id, on=["platform", "platform_id"], how="left")
     videos = pl.when(single).then("single").otherwise("named").fill_null(0)
     status = (pl.when(pl.col("reason").is_not_null()).then(pl.lit("rejected"))
               .when(videos == 0).then(pl.lit("empty")).otherwise(pl.lit("ok")))
@@ -60,7 +61,8 @@ def from_released(path, listed):
     return Source(rows, rejects, count, found_of(listed, rows))
 
 # %% ../nbs/01_harvest.ipynb #network
-def from_network(listed, folder, platforms, partial=False, audio=False, per_hour=300, sleep_s=1.0, limit=0, loopback=""):
+def from_network(listed, folder, platforms, partial=False, audio=False, per_hour=300, sleep_s=1.0, limit=0,
+                 loopback=""):
     """A `Source` from the platforms that are switched on; what is learnt is kept in `folder`.
 
     `RateLimited` where a platform asks us to wait, unless `partial`; `InputError` where none is switched on."""
@@ -70,8 +72,9 @@ def from_network(listed, folder, platforms, partial=False, audio=False, per_hour
     done = harvest_network(listed, folder, platforms, per_hour, sleep_s, limit, loopback)
     if done.stopped and not partial: raise done.stopped
     rows, rejects = rows_and_rejects(done.records, [])
-    wanted = rows.filter(status="ok").select("platform", "platform_id").unique(maintain_order=True).rows() if audio else []
-    fetch_audio(wanted if not done.stopped else [], Path(folder)/"audio", platforms, per_hour, sleep_s, loopback)
+    if audio and not done.stopped:
+        wanted = rows.filter(status="ok").select("platform", "platform_id").unique(maintain_order=True).rows()
+        fetch_audio(wanted, Path(folder)/"audio", platforms, per_hour, sleep_s, loopback)
     return Source(rows, rejects, sum(videos for *_, videos in done.channels), channel_table(listed, done.channels))
 
 # %% ../nbs/01_harvest.ipynb #clips
@@ -79,14 +82,15 @@ _CLIP_KINDS = (".ogg", ".opus", ".flac", ".wav", ".mp3", ".m4a", ".aac", ".webm"
 
 def find_clips(folders, root):
     "Audio and video files of `folders` by the `video_id` they are called by: video_id, clip (path from `root`)."
-    paths = [p for f in folders if Path(f).is_dir() for p in sorted(Path(f).iterdir()) if p.suffix.lower() in _CLIP_KINDS and p.is_file()]
-    rows = {p.stem: os.path.relpath(p, root) for p in reversed(paths)}
+    paths = [p for f in folders if Path(f).is_dir() for p in sorted(Path(f).iterdir()) if p.is_file()]
+    rows = {p.stem: os.path.relpath(p, root) for p in reversed(paths) if p.suffix.lower() in _CLIP_KINDS}
     return pl.DataFrame(list(rows.items()), schema={"video_id": pl.String, "clip": pl.String}, orient="row")
 
 def harvest_tables(found, source, clips):
     "The tables `videos`, `channels` and `harvest_rejects` of a `Source`; one row a video."
     kept, again = drop_duplicates(found.rows)
-    videos = kept.drop("file", "line", "row_sha256").join(clips, on="video_id", how="left").with_columns(source=pl.lit(source))
+    videos = kept.drop("file", "line", "row_sha256").join(clips, on="video_id", how="left").with_columns(
+        source=pl.lit(source))
     return {"videos": videos, "channels": found.channels, "harvest_rejects": pl.concat([found.rejects, again])}
 
 def harvest_accounting(count, tables):
@@ -98,7 +102,8 @@ def harvest_accounting(count, tables):
     return pl.concat([
         account("harvest", "record", count, len(tables["videos"]), counts(tables["harvest_rejects"], "reason"),
                 counts(mended, "repair")),
-        account("harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost), counts(lost, "reason"))])
+        account("harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost),
+                counts(lost, "reason"))])
 
 # %% ../nbs/01_harvest.ipynb #facts
 def switched_on(params):
@@ -107,16 +112,19 @@ def switched_on(params):
 
 def _source_facts(p, path):
     if p["source"] == "archive" and path(p["archive"]).is_dir():
-        yield "ok", f"archive {p['archive']}", f"{len(list(path(p['archive']).glob('*.info.json'))):,} info files; no network is used"
-    if p["source"] == "released" and not p["released"]: yield "MISSING", "released video list", "name the file: harvest.released"
+        count = len(list(path(p["archive"]).glob("*.info.json")))
+        yield "ok", f"archive {p['archive']}", f"{count:,} info files; no network is used"
+    if p["source"] == "released" and not p["released"]:
+        yield "MISSING", "released video list", "name the file: harvest.released"
     if p["source"] == "network":
-        if not switched_on(p): yield "MISSING", "a platform to harvest", "read its terms, then set harvest.youtube (tiktok, facebook)"
+        if not switched_on(p):
+            yield "MISSING", "a platform to harvest", "read its terms, then set harvest.youtube (tiktok, facebook)"
         for name in switched_on(p): yield "ok", f"harvest from {name}", f"switched on: its terms apply, {TERMS[name]}"
 
 def facts(job):
     "What `make check` says of the harvest: (state, what, remark)."
-    found = js_runtime() if job.params["source"] == "network" else ""
-    wants = job.params["source"] == "network" and job.params["youtube"]
-    runtime = [("ok", f"JavaScript runtime for YouTube: {found}", "")] if found else [(
-        "optional", "JavaScript runtime not found", "YouTube wants one for audio: install deno (2.3 or newer) or node (22)")]
-    return [*_source_facts(job.params, job.run.path), *(runtime if wants else [])]
+    said = list(_source_facts(job.params, job.run.path))
+    if job.params["source"] != "network" or not job.params["youtube"]: return said
+    found = js_runtime()
+    return said + [("ok", f"JavaScript runtime for YouTube: {found}", "") if found else (
+        "optional", "JavaScript runtime not found", "YouTube wants one: install deno (2.3 or newer) or node (22)")]

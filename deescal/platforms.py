@@ -104,7 +104,7 @@ def failure_of(error):
     if code: return _CODES.get(code, ("not_checked", f"http_{code}"))
     if any(isinstance(e, (TransportError, OSError)) for e in causes): return "not_checked", "connection"
     found = next(((status, reason) for status, reason, words in _WORDS if re.search(words, said)), None)
-    expected = any(getattr(e, "expected", False) for e in causes)
+    expected = any(getattr(e, "expected", False) for e in causes) and "unable to" not in said
     return found or (("unavailable", "unavailable") if expected else ("not_checked", "extractor_failed"))
 
 # %% ../nbs/01c_platforms.ipynb #pace
@@ -122,8 +122,8 @@ class RateLimited(DeescalError):
     "The platform wants to be left alone for a while; what was learnt before is kept."
 
 # %% ../nbs/01c_platforms.ipynb #keep
-_KEPT = ("title", "uploader", "channel", "upload_date", "timestamp", "duration", "view_count", "availability", "live_status",
-         "age_limit")
+_KEPT = ("title", "uploader", "channel", "upload_date", "timestamp", "duration", "view_count", "availability",
+         "live_status", "age_limit")
 _KEYS = {"youtube": "Youtube", "tiktok": "TikTok", "facebook": "Facebook"}
 
 def info_path(folder, platform, platform_id): return Path(folder)/"info"/f"{video_key(platform, platform_id)}.info.json"
@@ -135,7 +135,7 @@ def known_info(folder, platform, platform_id):
     except AddressError: return None
 
 def _keep(folder, platform, platform_id, facts):
-    info = {"id": platform_id, "extractor_key": _KEYS[platform], "webpage_url": canonical(platform, platform_id)} | facts
+    info = facts | {"id": platform_id, "extractor_key": _KEYS[platform], "webpage_url": canonical(platform, platform_id)}
     path = info_path(folder, platform, platform_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(info, indent=1, sort_keys=True) + "\n")
@@ -219,7 +219,10 @@ def _record(folder, channel, video, why):
 def _harvest_channel(ydls, channel, folder, pace, loopback):
     "((line, status, reason, videos), records, whether the platform asked us to wait) of one channel."
     from yt_dlp.utils import YoutubeDLError
-    listing, asking = ydls
+    (listing, asking), real = ydls, not loopback
+    if channel["kind"] == "video":
+        try: check_id(channel["platform"], channel["platform_id"], real)
+        except AddressError as e: return (channel["line"], "rejected", e.reason, 0), [], False
     try: videos, others = _listing(listing, channel, folder, loopback)
     except (YoutubeDLError, OSError) as e:
         reason = failure_of(e)[1]
@@ -234,6 +237,7 @@ def _harvest_channel(ydls, channel, folder, pace, loopback):
         records.append(_record(folder, channel, video, why))
     return (channel["line"], "ok", f"{others}_other_entries" if others else "", len(videos)), records, limited
 
+# %% ../nbs/01c_platforms.ipynb #harvest_network
 def harvest_network(
     channels,         # frame of `read_channels`
     folder,           # where the harvest lives, between runs too

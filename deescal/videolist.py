@@ -39,11 +39,13 @@ def tidy(text, limit=500):
 # %% ../nbs/01b_videolist.ipynb #captions
 CAPTION_LIMIT = 2_000_000  # characters: speech of ten hours has about 600,000
 CAPTION_ERRORS = {
-    "ip_blocked": "Ways to work around this are explained", "request_blocked": "blocking (requests from your IP|your requests)",
+    "ip_blocked": "Ways to work around this are explained",
+    "request_blocked": "blocking (requests from your IP|your requests)",
     "transcripts_disabled": "Subtitles are disabled", "no_transcript_found": "No transcripts were found",
     "video_unavailable": "video is no longer available", "video_unplayable": "video is unplayable",
     "age_restricted": "age-restricted", "po_token_required": "PO Token", "invalid_video_id": "invalid video id",
-    "not_translatable": "language is not (translatable|available)", "youtube_request_failed": "Request to YouTube failed"}
+    "not_translatable": "language is not (translatable|available)",
+    "youtube_request_failed": "Request to YouTube failed"}
 
 def caption_fault(text):
     "Why `text` is no caption, in one word; empty where it is one."
@@ -95,7 +97,8 @@ def typed(rows):
     "Rows of `video_row`, each with its file and line, as a frame: lengths in seconds, views, dates as YYYY-MM-DD."
     number = pl.col("duration_s", "views").str.strip_chars().cast(pl.Float64, strict=False)
     day = pl.coalesce(pl.col("uploaded").str.to_date(f, strict=False) for f in ("%Y%m%d", "%Y-%m-%d"))
-    frame = pl.DataFrame(rows, schema=_ROW | _SOURCE, orient="row").with_columns(number, day.cast(pl.String).alias("uploaded"))
+    frame = pl.DataFrame(rows, schema=_ROW | _SOURCE, orient="row").with_columns(
+        number, day.cast(pl.String).alias("uploaded"))
     known = pl.col("duration_s", "views").is_between(0, 2**53)  # of what is no number, neither
     return frame.with_columns(pl.when(known).then(pl.col("duration_s", "views"))).with_columns(
         pl.col("views").cast(pl.Int64), *(pl.when(pl.col(c) != "").then(c) for c in ("title", "uploader")))
@@ -156,8 +159,9 @@ def _found_status(info):
     return ("unavailable", live) if live in ("is_live", "is_upcoming") else ("ok", "")
 
 def _upload_day(info):
-    if info.get("upload_date") or not isinstance(info.get("timestamp"), (int, float)): return _plain(info.get("upload_date"))
-    try: return datetime.datetime.fromtimestamp(info["timestamp"], datetime.UTC).strftime("%Y%m%d")
+    day, seconds = info.get("upload_date"), info.get("timestamp")
+    if day or not isinstance(seconds, (int, float)): return _plain(day)
+    try: return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y%m%d")
     except (ValueError, OverflowError, OSError): return ""
 
 # %% ../nbs/01b_videolist.ipynb #info_record
@@ -166,10 +170,10 @@ def info_record(info):
     key = _plain(info.get("extractor_key") or info.get("ie_key")).lower()
     platform = next((p for p in ("youtube", "tiktok", "facebook") if key.startswith(p)), key)
     status, reason = _found_status(info)
-    names = {"title": "title", "channel": "channel", "uploader": "uploader", "duration": "duration_s", "view_count": "views"}
-    record = {ours: _plain(info.get(theirs)) for theirs, ours in names.items()}
-    return record | {"platform": platform, "platform_id": _plain(info.get("id")) or "(none)", "status": status,
-                     "reason": reason, "uploaded": _upload_day(info), "channel": record["channel"] or record["uploader"]}
+    names = {"title": "title", "uploader": "uploader", "duration_s": "duration", "views": "view_count"}
+    return {ours: _plain(info.get(theirs)) for ours, theirs in names.items()} | {
+        "platform": platform, "platform_id": _plain(info.get("id")) or "(none)", "status": status, "reason": reason,
+        "uploaded": _upload_day(info), "channel": _plain(info.get("channel")) or _plain(info.get("uploader"))}
 
 def read_info(data):
     "The info dictionary in `data` (bytes); `AddressError` with a reason where there is none."

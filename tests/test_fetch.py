@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 # %% ../nbs/05_fetch.ipynb #server
+def answer(*files): return {"status": "OK", "data": {"latestVersion": {"files": list(files)}}}
+
 class Dataverse(ThreadingHTTPServer):
-    "A Dataverse on loopback. `files`: (folder, name) -> bytes; `faults`: id -> list of faults, one used up by each request."
+    "A Dataverse on loopback. `files`: (folder, name) -> bytes; `faults`: id -> faults, one used up by each request."
     def __init__(self, files, faults=(), ranges=True, ingest=False):
         self.files, self.faults, self.ranges, self.ingest = list(files.items()), dict(faults), ranges, ingest
         self.asked = []
@@ -22,11 +24,12 @@ class Dataverse(ThreadingHTTPServer):
 
     def listing(self):
         def one(i, folder, name, body):
-            file = {"id": i, "filename": name, "filesize": len(body), "checksum": {"type": "MD5", "value": hashlib.md5(body).hexdigest()}}
+            file = {"id": i, "filename": name, "filesize": len(body),
+                    "checksum": {"type": "MD5", "value": hashlib.md5(body).hexdigest()}}
             if self.ingest: file |= {"filename": name[:-3] + "tab", "filesize": 3, "originalFileName": name,
                                      "originalFileFormat": "text/csv", "originalFileSize": len(body)}
             return {"directoryLabel": folder, "label": file["filename"], "restricted": False, "dataFile": file}
-        return {"status": "OK", "data": {"latestVersion": {"files": [one(i, *k, b) for i, (k, b) in enumerate(self.files)]}}}
+        return answer(*(one(i, *k, b) for i, (k, b) in enumerate(self.files)))
 
 class DataverseHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -34,7 +37,8 @@ class DataverseHandler(BaseHTTPRequestHandler):
     def do_GET(self):
         s = self.server
         s.asked.append((self.path, self.headers.get("Range")))
-        if self.path.startswith("/api/datasets/:persistentId/"): return self.send(200, json.dumps(s.listing()).encode(), "list")
+        if self.path.startswith("/api/datasets/:persistentId/"):
+            return self.send(200, json.dumps(s.listing()).encode(), "list")
         i = int(self.path.rpartition("/")[2].partition("?")[0])
         body = s.files[i][1] if not s.ingest or "format=original" in self.path else b"a\tb"
         start = int(self.headers["Range"][6:-1]) if s.ranges and self.headers.get("Range") else 0
@@ -59,8 +63,10 @@ def dataverse(files, **more):
         try: yield server
         finally: server.shutdown()
 
-CORPUS = {("train", f"youtube_{i}.csv"): f"start_time,speaker_label,transcript\n0:0{i},A,{'hi ' * 30_000 * i}\n".encode() for i in range(1, 6)}
-def fetched(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+CORPUS = {("train", f"youtube_{i}.csv"):
+          f"start_time,speaker_label,transcript\n0:0{i},A,{'hi ' * 30_000 * i}\n".encode()
+          for i in range(1, 6)}
+def fetched(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 def wanted(files): return {f"{k[0]}/{k[1]}".lstrip("/"): v for k, v in files.items()}
 def get(server, folder, **more): return fetch_released(folder, server.base, wait=0, **more)
 
@@ -70,24 +76,26 @@ def test_no_name_leads_out_of_the_folder(folder, name):
     found = safe_name(folder, name)
     assert found is None or Path("/base", found).resolve().is_relative_to("/base") and Path(found).name == name
 
-@pytest.mark.parametrize("folder, name", [("..", "a.csv"), ("a/../..", "b.csv"), ("", "../a.csv"), ("", "a\\b.csv"), ("", ""),
-                                          ("", ".hidden.csv"), ("", "a\0.csv"), ("", "C:x.csv"), ("a/b/c/d/e", "x.csv")])
+@pytest.mark.parametrize("folder, name", [("..", "a.csv"), ("a/../..", "b.csv"), ("", "../a.csv"), ("", "a\\b.csv"),
+                                          ("", ""), ("", ".hidden.csv"), ("", "a\0.csv"), ("", "C:x.csv"),
+                                          ("a/b/c/d/e", "x.csv")])
 def test_unsafe_names_are_refused(folder, name): assert safe_name(folder, name) is None
 
 # %% ../nbs/05_fetch.ipynb #listing_test
 def described(i, name, folder="", **more):
-    return {"directoryLabel": folder, "label": name, "dataFile": {"id": i, "filename": name, "filesize": 1, "md5": "0" * 32} | more}
-def answer(*files): return {"status": "OK", "data": {"latestVersion": {"files": list(files)}}}
+    file = {"id": i, "filename": name, "filesize": 1, "md5": "0" * 32}
+    return {"directoryLabel": folder, "label": name, "dataFile": file | more}
 
 def test_only_transcripts_are_wanted_each_once():
     files, others = remote_files(answer(
-        described(1, "b.csv", "train"), described(2, "a.csv", "x/Test"), described(3, "list.csv"), described(4, "z.zip"),
-        described(5, "c.csv", "../train/.."), described(6, "B.csv", "train"), described(7, "d.csv", "train", md5="zz")))
+        described(1, "b.csv", "train"), described(2, "a.csv", "x/Test"), described(3, "list.csv"),
+        described(4, "z.zip"), described(5, "c.csv", "../train/.."), described(6, "B.csv", "train"),
+        described(7, "d.csv", "train", md5="zz")))
     assert [f.name for f in files] == ["test/a.csv", "train/b.csv"]
     assert others == {"doubled or elsewhere": 2, "no CSV": 1, "no checksum": 1, "unsafe name": 1}
 
-@pytest.mark.parametrize("data", [None, {}, [], {"data": {"latestVersion": {"files": [1]}}}, answer({"dataFile": {"id": "x/../y",
-                         "filename": "a.csv", "md5": "0" * 32}})])
+@pytest.mark.parametrize("data", [None, {}, [], answer(1), answer(
+    {"dataFile": {"id": "x/../y", "filename": "a.csv", "md5": "0" * 32}})])
 def test_an_answer_of_another_shape_says_so(data):
     with pytest.raises(InputError, match="no list of files"): remote_files(data)
 
@@ -95,7 +103,7 @@ def test_an_answer_of_another_shape_says_so(data):
 def test_what_breaks_off_goes_on_where_it_was(tmp_path):
     with dataverse(CORPUS, faults={i: ["break", "break"] for i in range(5)}) as server:
         assert get(server, tmp_path) == {"fetched": 5, "kept": 0} and fetched(tmp_path) == wanted(CORPUS)
-        starts = [int(r[6:-1]) for path, r in server.asked if r and path.endswith("/4")]  # the first half, then half the rest
+        starts = [int(r[6:-1]) for path, r in server.asked if r and path.endswith("/4")]  # half, then half the rest
         assert 200_000 < starts[0] <= 225_022 and 310_000 < starts[1] <= 337_600
         assert get(server, tmp_path) == {"fetched": 0, "kept": 5}
 
@@ -114,7 +122,7 @@ def test_a_wrong_checksum_names_the_file_and_leaves_nothing_under_its_name(tmp_p
         server.faults.clear()
         assert get(server, tmp_path) == {"fetched": 1, "kept": 4} and fetched(tmp_path) == wanted(CORPUS)
 
-@pytest.mark.parametrize("fault, words", [(404, "is not there"), (403, "not open"), (503, "no luck in 3 tries: status 503")])
+@pytest.mark.parametrize("fault, words", [(404, "is not there"), (403, "not open"), (503, "3 tries: status 503")])
 def test_one_file_that_cannot_be_had_is_named_and_the_others_are_there(tmp_path, fault, words):
     with dataverse(CORPUS, faults={0: [fault] * 9}) as server:
         with pytest.raises(DeescalError, match=words): get(server, tmp_path, tries=3)
@@ -135,8 +143,8 @@ def test_a_listing_that_is_busy_is_waited_for_and_one_that_is_gone_says_so(tmp_p
     with dataverse({("", "a.zip"): b"x"}) as server:
         with pytest.raises(InputError, match="no transcript"): get(server, tmp_path)
 
-@pytest.mark.parametrize("server, doi", [("ftp://x", DOI), ("https://u@x", DOI), ("http://example.org", DOI), ("https://x/api", DOI),
-                                         (SERVER, "10.1/x&key=1"), (SERVER, "../..")])
+@pytest.mark.parametrize("server, doi", [("ftp://x", DOI), ("https://u@x", DOI), ("http://example.org", DOI),
+                                         ("https://x/api", DOI), (SERVER, "10.1/x&key=1"), (SERVER, "../..")])
 def test_only_a_server_and_a_doi_are_taken(server, doi, tmp_path):
     with pytest.raises(InputError, match="not (a DOI|the address)"): fetch_released(tmp_path, server, doi)
 
@@ -145,4 +153,5 @@ def test_the_command_says_what_it_did_and_an_error_is_a_sentence(tmp_path, capsy
     with dataverse(CORPUS | {("", "README.md"): b"x"}) as server:
         fetch_command(["--to", str(tmp_path), "--server", server.base, "--doi", "doi:10.7910/DVN/CWMCZI"])
     assert "5 fetched, 0 kept, 1 left alone, no CSV" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="deescal.fetch: not the address"): fetch_command(["--to", str(tmp_path), "--server", "x"])
+    with pytest.raises(SystemExit, match="deescal.fetch: not the address"):
+        fetch_command(["--to", str(tmp_path), "--server", "x"])

@@ -18,8 +18,9 @@ from deescal.harvest import find_clips, from_released, harvest_accounting, harve
 from deescal.videolist import CHANNELS, read_info_folder, read_video_list
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = ROOT.parent / "shared" / "data" / "deescalwild"
-RELEASED = Path(os.environ.get("DEESCAL_RELEASED", SHARED)) / "sources" / "youtube_videos.csv"
+SHARED = Path(os.environ.get("DEESCAL_DATA") or ROOT.parent / "shared" / "data" / "deescalwild")
+RELEASED = SHARED / "sources" / "youtube_videos.csv"
+needs_list = pytest.mark.skipif(not RELEASED.is_file(), reason=f"no sources/{RELEASED.name} in DEESCAL_DATA=<folder>")
 
 PAGE = """<html><head><script type="application/ld+json">{{"@context": "https://schema.org", "@type": "VideoObject",
 "name": "{}", "duration": "PT9S", "contentUrl": "{}/clip.mp4", "author": "Oak"}}</script></head><body></body></html>"""
@@ -57,7 +58,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path in s.channels:
             links = [v if "://" in v or ":" in v else f"{s.base}/watch?v={v}" for v in s.channels[self.path]]
             items = "".join(f"<item><title>t</title><link>{link}</link></item>" for link in links)
-            kind, body = "application/rss+xml", f'<?xml version="1.0"?><rss version="2.0"><channel>{items}</channel></rss>'
+            kind = "application/rss+xml"
+            body = f'<?xml version="1.0"?><rss version="2.0"><channel>{items}</channel></rss>'
         if self.path == "/clip.mp4":
             kind, body = "video/mp4", "\0" * 2000
         if self.command == "GET":
@@ -90,8 +92,8 @@ def harvest(server, folder, before="", after="", **more):
     lines = "".join(f"{c[2:].split('/')[0]},https://www.youtube.com{c.rsplit('/', 1)[0]}\n" for c in server.channels)
     (folder / "channels.csv").write_text("channel,url\n" + lines)
     return subprocess.Popen(
-        [sys.executable, "-c", CODE.format(before=before, after=after), folder / "channels.csv", folder / "kept", server.base,
-         json.dumps(more)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        [sys.executable, "-c", CODE.format(before=before, after=after), folder / "channels.csv", folder / "kept",
+         server.base, json.dumps(more)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def result(process):
@@ -128,7 +130,8 @@ def test_a_harvest_that_is_killed_again_and_again_loses_no_row_and_asks_at_most_
 def test_a_rate_limit_is_an_error_that_says_how_to_go_on_and_partial_goes_on(tmp_path):
     with Platform({"/@oak/videos": ["a1", "a2", "a3"]}, fail={"/watch?v=a2": 429}) as server:
         process = harvest(server, tmp_path)
-        assert process.wait(300) != 0 and "RateLimited" in (err := process.stderr.read()) and "goes on from there" in err
+        assert process.wait(300) != 0
+        assert "RateLimited" in (err := process.stderr.read()) and "goes on from there" in err
         assert result(harvest(server, tmp_path, partial=True)) == [3, 3, ["not_checked", "not_checked", "ok"]]
         server.fail.clear()
         assert result(harvest(server, tmp_path)) == [3, 3, ["ok"] * 3]
@@ -138,17 +141,18 @@ GUARD = """
 import sys
 seen = []
 def hook(event, args):
-    if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn"): seen.append([event, repr(args)[:300]])
+    if event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"): seen.append([event, repr(args)[:300]])
     if event == "socket.connect": seen.append([event, repr(args[1])])
-    if event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"): seen.append(["write", str(args[0])])
+    if event == "open" and set(str(args[1])) & set("wax+"): seen.append(["write", str(args[0])])
 sys.addaudithook(hook)
 """
 KEEP = "Path(sys.argv[2], 'seen.json').write_text(json.dumps(seen))"
 
 
 def test_addresses_from_outside_reach_no_shell_no_file_and_no_other_host(tmp_path):
-    bad = ["file:///etc/passwd", "https://127.0.0.1:1/watch?v=x", "https://www.youtube.com/watch?v=../../x", "ytsearch9:police",
-           "https://www.youtube.com/watch?v=$(touch pwned)", "https://www.youtube.com/watch?v=--exec",
+    bad = ["file:///etc/passwd", "https://127.0.0.1:1/watch?v=x", "https://www.youtube.com/watch?v=../../x",
+           "ytsearch9:police", "https://www.youtube.com/watch?v=$(touch pwned)",
+           "https://www.youtube.com/watch?v=--exec",
            "https://user:pw@www.youtube.com/watch?v=x", "https://vimeo.com/1", "http://www.youtube.com/watch?v=x"]
     with Platform({"/@oak/videos": [*bad, "a1"]}) as server:
         assert result(harvest(server, tmp_path, GUARD, KEEP))[0] == 2, "the odd, harmless identifier --exec, and a1"
@@ -189,7 +193,7 @@ def test_an_info_file_of_any_size_is_not_read_whole(tmp_path):
     assert (len(rows), rejects["reason"].to_list(), count) == (0, ["too_large"], 1)
 
 
-@pytest.mark.skipif(not RELEASED.is_file(), reason="the released video list is not here (DEESCAL_RELEASED=<folder> names it)")
+@needs_list
 def test_the_released_list_is_read_whole():
     before = path_sha256(RELEASED)
     found = from_released(RELEASED, pl.DataFrame(schema=CHANNELS))
@@ -203,7 +207,7 @@ def test_the_released_list_is_read_whole():
     assert accounting.filter(unit="record", measure="out")["count"][0] == 2103 and path_sha256(RELEASED) == before
 
 
-@pytest.mark.skipif(not RELEASED.is_file(), reason="the released video list is not here (DEESCAL_RELEASED=<folder> names it)")
+@needs_list
 def test_what_the_published_filter_broke_in_the_released_list_comes_back():
     data = RELEASED.read_bytes()
     whole, _, _ = read_video_list(data)
@@ -217,7 +221,8 @@ class Dataverse(ThreadingHTTPServer):
 
 
 def test_fetching_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path):
-    files = {f"youtube_{i}.csv": f"start_time,speaker_label,transcript\n0:01,A,{i}{'x' * 400_000}\n".encode() for i in range(30)}
+    head = "start_time,speaker_label,transcript\n"
+    files = {f"youtube_{i}.csv": f"{head}0:01,A,{i}{'x' * 400_000}\n".encode() for i in range(30)}
     asked = []
 
     class Answer(BaseHTTPRequestHandler):
@@ -226,7 +231,8 @@ def test_fetching_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path):
 
         def do_GET(self):
             entries = [{"directoryLabel": "train", "dataFile": {
-                "id": i, "filename": n, "filesize": len(b), "md5": hashlib.md5(b).hexdigest()}} for i, (n, b) in enumerate(files.items())]
+                "id": i, "filename": n, "filesize": len(b), "md5": hashlib.md5(b).hexdigest()}}
+                for i, (n, b) in enumerate(files.items())]
             body, start = json.dumps({"data": {"latestVersion": {"files": entries}}}).encode(), 0
             if "/api/access/" in self.path:
                 asked.append(self.path)
@@ -247,7 +253,8 @@ def test_fetching_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path):
 
     with Dataverse(("127.0.0.1", 0), Answer) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        command = [sys.executable, "-m", "deescal.fetch", "--to", str(tmp_path), "--server", f"http://127.0.0.1:{server.server_address[1]}"]
+        base = f"http://127.0.0.1:{server.server_address[1]}"
+        command = [sys.executable, "-m", "deescal.fetch", "--to", str(tmp_path), "--server", base]
         kills = 0
         for wanted in (3, 10, 20):
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
