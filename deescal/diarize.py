@@ -110,11 +110,13 @@ def diarize_here(
     chunks,
     words,  # scenario_id -> its words
     turns,  # chunk -> its turns: `turns_here` with all it needs
+    heard,  # scenario_id -> (seconds, voice)
 ):
     "The method `local`: [(segments or None, reason)], one for each chunk; in seconds of the recording."
     middle, out = (pl.col("start_s") + pl.col("end_s")) / 2, []
     for chunk in tqdm(chunks, desc="diarization", unit="chunk"):
-        said = words(chunk.scenario_id).filter((middle >= chunk.start_s) & (middle < chunk.end_s))
+        until = chunk.end_s if chunk.end_s < heard[chunk.scenario_id][0] else float("inf")  # words past the end are a fault
+        said = words(chunk.scenario_id).filter((middle >= chunk.start_s) & (middle < until))
         out.append(_spoken(said, turns(chunk)))
     return out
 
