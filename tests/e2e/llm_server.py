@@ -131,7 +131,7 @@ class LLMServer:
         if fault == "extra": text = json.dumps(value | {"note": "an extra"})
         if fault == "loop": text, finish = '{"reason": "' + "hey, " * 4000, "length"
         if fault == "length": text, finish = json.dumps(value)[:-1], "length"
-        if fault == "loop inside": text = json.dumps({k: "hey, " * 400 if isinstance(v, str) else v for k, v in value.items()})
+        if fault == "loop inside": text = json.dumps({k: "hey, " * 400 if v == "said" else v for k, v in value.items()})
         if fault == "refused": text, finish = "", "content_filter"
         if fault == "empty": text = ""
         whole = json.dumps(shaped(path, text, finish, len(system + prompt) // 4, self.thinking)).encode()

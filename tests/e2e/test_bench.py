@@ -129,7 +129,16 @@ def jobs(bench, tmp):
         column(out, part, 0)
 
 
-SMALL = {"score.py": score, "corpus.py": corpus, "roles.py": roles, "deidentify.py": deidentify, "jobs.py": jobs}
+def llm(bench, tmp):
+    out = bench("--calls", "60", "--faults", "0.2", "--latency", "0.01", "--concurrency", "4").splitlines()
+    assert out[0].startswith("60 questions, 4 at once") and out[-1] == "lost 0, paid twice 0"
+    for line in ("bare client, no faults:", "door, no faults, nothing kept:", "door, faults, all kept:", "door, asked again:"):
+        column(out, line, 0)
+    assert column(out, "calls sent", 0) == column(out, "calls sent", 2) > 60
+
+
+SMALL = {"llm.py": llm, "score.py": score, "corpus.py": corpus, "roles.py": roles, "deidentify.py": deidentify,
+         "jobs.py": jobs}
 BENCHES = sorted(p.name for p in (ROOT / "bench").glob("[!_]*.py"))     # _shared.py is none
 
 
