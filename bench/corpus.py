@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from _shared import script, transcripts
 from deescal.audit import (
-    audit, duplicate_groups, find_loops, find_mixed, find_personal, find_rates, find_scenarios, find_text,
-    find_times, near_duplicates, shingles)
+    audit, duplicate_groups, find_mixed, find_personal, find_rates, find_scenarios, find_text, find_times,
+    near_duplicates, shingles)
 from deescal.engine.files import project_root
 from deescal.corpus import summarize_scenarios
+from deescal.loops import find_loops
 from deescal.read import find_transcripts, read_folder
 from deescal.examples import to_messages
 from deescal.roles import assign_roles

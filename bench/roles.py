@@ -17,9 +17,10 @@ from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import GroupKFold
 
 from _shared import read_gold, read_turns, script
-from deescal.audit import DIVIDED, find_loops
+from deescal.audit import DIVIDED
 from deescal.engine.errors import InputError
 from deescal.engine.files import project_root, write_text
+from deescal.loops import find_loops
 from deescal.roles import ROLES, SPEAKER, WEIGHTS, assign_roles, speaker_matrix, speaker_numbers, terms_of, utterances
 
 SALT, GOLD = "deescal roles 2026", "data/gold/roles.csv"

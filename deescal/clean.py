@@ -12,11 +12,11 @@ import hashlib, os
 import polars as pl
 
 from .audit import (
-    find_duplicates, find_loops, find_scenarios, find_text, find_times, near_duplicates, odd_seconds,
-    repair_encoding)
+    find_duplicates, find_scenarios, find_text, find_times, near_duplicates, odd_seconds, repair_encoding)
 from .deidentify import deidentify
 from .engine.errors import DeescalError, InputError
 from .engine.files import digest
+from .loops import find_loops
 from .text import count_tokens, count_words
 
 # %% ../nbs/07b_clean.ipynb #journal

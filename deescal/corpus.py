@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NOTICES', 'summarize_scenarios', 'summarize_platforms', 'corpus_accounting', 'find_origin', 'shipped_fiction',
-           'facts']
+           'input_folder', 'facts']
 
 # %% ../nbs/06_corpus.ipynb #imports
 from collections import Counter
@@ -64,9 +64,11 @@ def corpus_accounting(turns, rejects, files):
 def find_origin(
     files,     # the table `files`
     shipped,   # invented corpora: name -> {"notice": ..., "files": {file name: SHA-256}}
+    made=None, # of files that 05 wrote: hash -> hash of what it was made from
 ):
-    "The table `origin`: fiction where every file is one of a single invented corpus, by its hash."
-    seen = set(files["sha256"])
+    """The table `origin`: fiction where every file is one of a single invented corpus, or was made from one, by its
+    hash."""
+    seen = {(made or {}).get(sha, sha) for sha in files["sha256"]}
     notice = next((c["notice"] for c in shipped.values() if seen and seen <= set(c["files"].values())), None)
     return pl.DataFrame({"fiction": [notice is not None], "notice": [notice or ""]})
 
@@ -77,14 +79,20 @@ NOTICES = {
 
 def shipped_fiction(root):
     "The invented corpora that ship: name -> notice and SHA-256 of each file. `make export` writes data/fiction.json."
-    def hashes(folder): return {p.name: file_sha256(p) for p in sorted(folder.glob("*.csv"))}
-    return {name: {"notice": notice, "files": hashes(root/"data"/name)} for name, notice in NOTICES.items()}
+    def hashes(folder, pattern="*.csv"): return {p.name: file_sha256(p) for p in sorted(folder.glob(pattern))}
+    found = {name: {"notice": notice, "files": hashes(root/"data"/name)} for name, notice in NOTICES.items()}
+    found["sample"]["files"] |= hashes(root/"data"/"clips", "youtube_*.ogg")  # the sample's clips, which 05 diarizes
+    return found
 
 # %% ../nbs/06_corpus.ipynb #facts
+def input_folder(run, data):
+    "The folder of the transcripts: `data`, or where it is empty what 05 has written."
+    return run.path(data) if data else run.folder("diarized", "")
+
 def facts(job):
     "What `make check` says of the transcripts: (state, what, remark)."
     data = job.params["data"]
-    if not data: return [("MISSING", "input data", "give it with DATA=<folder>, or in the profile")]
+    if not data: return [("ok", "input", "what 05_diarize writes; or give a folder with DATA=<folder>")]
     try: found = find_transcripts(job.run.path(data))
     except InputError as e: return [("MISSING", f"input {data}", f"{e.what}; {e.remedy}")]
     return [("ok", f"input {data}", f"{len(found):,} transcripts")]

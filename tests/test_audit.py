@@ -42,65 +42,6 @@ def dialogue(*texts, times=None):
     }, schema_overrides={"turn": pl.Int64, "start_s": pl.Float64} | dict.fromkeys(
         ("scenario_id", "start_time", "speaker_label", "role", "text"), pl.String))
 
-# %% ../nbs/07_audit.ipynb #loops_test
-HUMAN = ["No, no, no!", "no " * 15, "Help me! " * 10, "Drop the knife! " * 8,
-         "Get on the ground, get on the ground now! " * 4, "I'm sorry. " * 9, "la " * 20,
-         "Hands up! " * 12, "Stop! " * 25, (words(28, 9) + ". ") * 3,
-         (words(60, 8) + ". ") * 2, "I can't breathe. " * 10]
-
-@pytest.mark.parametrize("said", HUMAN)
-def test_people_repeat_themselves(said):
-    assert len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 20.0]))) == 0
-    assert len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 2.0]))) == 0 or len(said.split()) > 45
-
-@pytest.mark.parametrize("phrase", [
-    "hey,", "Okay. Yeah.", "I don't know what you mean.", words(40, 3), words(130, 4), "你好", "... ...", "é!"])
-@pytest.mark.parametrize("before", ["", "Listen to me now. "])
-def test_decoders_loop(phrase, before):
-    said = before + " ".join([phrase] * 110)
-    (loop,) = find_loops(dialogue("Stop.", said, "Okay.")).rows(named=True)
-    assert loop["turn"] == 1 and loop["kind"] == "inside"
-    kept = said[:loop["start"]] + said[loop["end"]:]
-    assert kept.strip() == (before + phrase).strip() or len(kept) < len(before) + 2 * len(phrase)
-
-def test_speed_decides_where_length_does_not():
-    said = "go away now " * 20
-    assert len(find_loops(dialogue("A.", said, "B.", times=[0.0, 1.0, 2.0]))) == 1
-    assert len(find_loops(dialogue("A.", said, "B.", times=[0.0, 1.0, 21.0]))) == 0
-
-def test_two_loops_in_one_turn_are_two():
-    said = words(5, 1) + " " + "hey " * 120 + words(9, 2) + " " + "oh no " * 90
-    assert find_loops(dialogue(said))["period"].to_list() == [1, 2]
-
-def test_turns_that_repeat_are_a_loop_and_shouts_are_none():
-    tail = ["Yeah.", "Okay."] * 30
-    found = find_loops(dialogue("Stop.", "Why?", *tail))
-    assert found["kind"].unique().to_list() == ["across"] and found["turn"].to_list() == list(range(4, 62))
-    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 10, "No."))) == 0
-    uneven = [0.0]
-    for i in range(26): uneven.append(uneven[-1] + 1 + i % 3)
-    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 25, "No.", times=uneven))) == 0
-    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 25, "No."))) == 24
-    assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 25, "No.", times=[None] * 27))) == 24
-
-# %% ../nbs/07_audit.ipynb #loops_glued_test
-@pytest.mark.parametrize("said", ["hey" * 500, "hey," * 500, "no-" * 300, "救命" * 300,
-                                  "a" * 3000, "don't don’t " * 200, "—" * 900])
-def test_loops_need_no_blanks(said):
-    found = find_loops(dialogue("Stop.", said, "Okay."))
-    assert len(found) == 1 and found["end"][0] - found["start"][0] > 0.9 * len(said)
-
-# %% ../nbs/07_audit.ipynb #loops_property_test
-@settings(max_examples=60)
-@given(st.lists(st.sampled_from([
-    "no", "no no no no", "hey " * 70, "get down " * 40, "I see.", "", "é", "a b c"]), max_size=40))
-def test_the_surplus_of_a_loop_lies_in_its_turn(texts):
-    df = dialogue(*texts)
-    for loop in find_loops(df).rows(named=True):
-        text = df["text"][loop["turn"]]
-        assert 0 <= loop["start"] <= loop["end"] <= len(text)
-        assert len(text[loop["start"]:loop["end"]].split()) == loop["words"] > 0
-
 # %% ../nbs/07_audit.ipynb #near_test
 def test_a_short_cut_of_a_long_dialogue_is_found():
     text = words(2000, 1)

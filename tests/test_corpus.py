@@ -52,6 +52,11 @@ def test_fiction_is_known_by_its_hashes_and_one_foreign_file_ends_it(hashes, fic
     origin = find_origin(pl.DataFrame({"sha256": pl.Series(hashes, dtype=pl.String)}), SHIPPED).row(0)
     assert origin == (fiction, "A toy." if fiction else "")
 
+def test_what_was_made_from_fiction_is_fiction_and_nothing_else_is():
+    files = pl.DataFrame({"sha256": ["1", "x"]})
+    assert find_origin(files, SHIPPED, {"x": "2"}).row(0) == (True, "A toy.")
+    assert not find_origin(files, SHIPPED, {"x": "y"})["fiction"][0] and not find_origin(files, SHIPPED)["fiction"][0]
+
 def test_the_hashes_are_those_of_the_files_that_ship():
     kept = json.loads((project_root()/"data"/"fiction.json").read_text())
     assert kept == shipped_fiction(project_root()), "a file in data/sample or data/planted is not what ships: take it out, or commit it and run make export"

@@ -86,9 +86,10 @@ def shows(self: Run, wanted=True):
 
 # %% ../../nbs/appendix/A05_run.ipynb #set_origin
 @patch
-def set_origin(self: Run, fiction, notice, by_hand):
+def set_origin(self: Run, fiction, notice, by_hand, keep=()):
     """Write the table `origin` of a run. Where it was another before, what was made from that input may not stay under
-    the new name: by hand that is refused, in the series it is removed, to be made again."""
+    the new name: by hand that is refused, in the series it is removed, to be made again. `keep` names tables, or parts
+    of them, that were made before and not from that input."""
     old = self.read("origin") if self.table_path("origin").is_file() else None
     new = pl.DataFrame({"fiction": [fiction], "notice": [notice]})
     if old is not None and not old.equals(new):
@@ -96,7 +97,11 @@ def set_origin(self: Run, fiction, notice, by_hand):
             raise DeescalError(
                 f"the run {self.name!r} was made from other data", where=self.data,
                 remedy="give this notebook a run of its own: -p run_name <name>")
-        for name in ("tables", "base", "adapter", "work", "export", "cards"):
+        tables = self.data/"tables"
+        for path in tables.rglob("*.parquet"):
+            name = path.relative_to(tables).with_suffix("").as_posix()
+            if not {name, name.split("/")[0]} & set(keep): path.unlink()
+        for name in ("base", "adapter", "work", "export", "cards"):
             shutil.rmtree(self.data/name, ignore_errors=True)
     return self.write("origin", new)
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from deescal.audit import audit, duplicate_groups, find_loops, near_duplicates
+from deescal.audit import audit, duplicate_groups, near_duplicates
 from deescal.clean import clean
 from deescal.engine.jobs import resolve
 from deescal.corpus import summarize_scenarios
+from deescal.loops import find_loops
 from deescal.read import read_folder
 from deescal.roles import assign_roles
 from deescal.examples import find_points, split_scenarios, to_messages
