@@ -182,14 +182,14 @@ def test_a_loop_over_the_whole_clip_is_mended_by_halves(clip, tmp_path, monkeypa
     def answer(prompt, body):
         "A loop for more than half a minute of sound; an answer for less."
         size = len(body["messages"][-1]["content"][-1]["input_audio"]["data"])
-        if size > 500_000:
+        if size > 1_200_000:
             return heard_answer(("00:01", "hey " * 2000, 1))
         return heard_answer(("00:01", "Good evening to you.", 1), ("00:06", "Are you serious?", 2), ("00:15", "Fine, officer.", 2))
 
     sizes = []
     with LLMServer(answer=lambda p, b: sizes.append(len(b["messages"][-1]["content"][-1]["input_audio"]["data"])) or answer(p, b)) as server:
         segments, why, asked = listened(server, "openai", clip, tmp_path)
-    assert max(sizes) > 500_000 > min(sizes), sizes
+    assert max(sizes) > 1_200_000 > min(sizes), sizes
     assert why == "" and asked == 3 and set(segments["speaker_label"]) == {"[Officer]", "Speaker 2"}
 
 
