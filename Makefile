@@ -15,13 +15,15 @@ export PYTHONNOUSERSITE := 1
 BIN := $(VENV)/bin
 ARGS = --profile "$(PROFILE)" $(if $(DATA),--data "$(DATA)") $(if $(RUN),--run "$(RUN)") $(if $(SET),--set "$(SET)")
 
-.PHONY: help env reproduce check test test-all lab pages publish verify export stale lock clean
+.PHONY: help env data reproduce check test test-all lab pages publish verify export stale lock clean
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 env:             ## install the pinned versions into .venv, or VENV=<folder> (all other targets do it themselves)
 	@$(PYTHON) setup_env.py --torch "$(TORCH)" --torch-index "$(TORCH_INDEX)" --venv "$(VENV)"
 reproduce: env   ## run the series on a profile; only what changed is executed
 	@$(BIN)/deescal reproduce $(ARGS)
+data: env        ## fetch the released transcripts by their DOI, to data/released/ (or DATA=<folder>)
+	@$(BIN)/python -m deescal.fetch --to "$(if $(DATA),$(DATA),data/released)"
 check: env       ## what a run lacks and what it will do, before it does it
 	@$(BIN)/deescal check $(ARGS)
 test: env        ## every fast test

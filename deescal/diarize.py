@@ -258,7 +258,7 @@ def facts(job):
             except InputError as e: out.append(("MISSING", f"{kind} model", f"{e.what}; {e.remedy}"))
     if p["method"] == "gemini":
         from deescal.llm import Door, destination, door_lacks
-        door = Door(p["llm"], p["model"], p["base_url"])
+        door = Door(p["llm"], p["llm_model"], p["base_url"])
         out += [("MISSING", what, remedy) for what, remedy in door_lacks(door)]
         out.append(("ok", "sound leaves this host", f"to {destination(door)}") if p["llm"] != "none" else
                    ("MISSING", "a model that listens", "set diarize.llm to google or openai, or diarize.method to local"))

@@ -287,7 +287,7 @@ def facts(job):
     "What `make check` says of this stage: (state, what, remark)."
     try: out = [("ok", "ffmpeg", find_ffmpeg())]
     except InputError as error: out = [("MISSING", "ffmpeg", error.remedy)]
-    model, method = job.params["model"], job.params["method"]
+    model, method = job.params["speech_model"], job.params["method"]
     if method == "captions": return out
     try: name = speech_model_name(model, job.run.root)
     except InputError as error: return [*out, ("MISSING", f"speech model {model}", f"{error.what}; {error.remedy}")]

@@ -41,6 +41,13 @@ def profile_file(tmp_path):
 def test_two_systems_of_one_name_are_refused(profile_file, text, words):
     with pytest.raises(ProfileError, match=words): resolve(profile_file(text))
 
+def test_a_run_can_start_at_any_stage(profile_file):
+    jobs = resolve(profile_file("run: {start: corpus}"))
+    assert jobs[0].name == "06_corpus" and "05_diarize" in [j.name for j in resolve(profile_file("run: {}"))]
+    accounts = [p.stem for p in job_reads(jobs[-1]) if p.parent.name == "accounting"]
+    assert "corpus" in accounts and "diarize" not in accounts
+    with pytest.raises(ProfileError, match="run.start"): resolve(profile_file("run: {start: corps}"))
+
 def test_a_run_without_a_system_is_an_error(profile_file):
     with pytest.raises(ProfileError, match="without any system"): resolve(profile_file("run: {baselines: []}"))
     assert resolve(profile_file("run: {baselines: []}\nmodels: {tiny: base}"))

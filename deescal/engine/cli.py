@@ -40,7 +40,7 @@ def overrides(args):
                 remedy="write it as section.name=value, e.g. corpus.data=<folder>")
         try: out[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError: out[name.strip()] = value  # plain text
-    if args.data: out["corpus.data"] = args.data
+    if args.data: out = {"run.start": "corpus"} | out | {"corpus.data": args.data}  # transcripts: nothing to harvest
     if args.run: out["run.name"] = args.run
     return out
 
@@ -129,7 +129,8 @@ def facts(jobs):
            "" if ok else "CPython 3.11 or 3.12 is needed")
     for p in sorted({j.params[p] for j in jobs for p in j.stage.paths if j.params.get(p)}):
         if not run.path(p).exists():
-            yield "MISSING", f"input {p}", "no such file or folder: give it with DATA=<folder>, or in the profile"
+            yield "MISSING", f"input {p}", ("no such file or folder: give it with DATA=<folder>, or in the profile" + (
+                "; make data fetches the released transcripts" if p == "data" else ""))
     free = shutil.disk_usage(run.root).free / 1e9
     yield "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free", "" if free > 2 else "2 GB are needed"
     for need in {n: need for j in jobs for n, need in j.stage.needs.items()}.values():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUN_NAMES', 'PAGE_PARAMETERS', 'WRITTEN', 'RENDERED', 'Job', 'job_reads', 'job_writes', 'job_after', 'run_parts',
-           'resolve', 'left_out', 'fingerprint', 'page_fingerprint', 'outputs', 'read_record', 'stale', 'page_stale',
-           'plan', 'lock', 'write_manifest']
+           'stages_from', 'resolve', 'left_out', 'fingerprint', 'page_fingerprint', 'outputs', 'read_record', 'stale',
+           'page_stale', 'plan', 'lock', 'write_manifest']
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #imports
 import ast, json, os
@@ -56,7 +56,8 @@ class Job:
     @property
     def resources(self):
         "Threads, mem_mb, runtime (minutes) and gpu: for the series' scheduler, here or on many hosts."
-        hub = self.params.get("source", "tiny") not in ("", "tiny")
+        weights = self.params.get("source", self.params.get("speech_model", "tiny"))
+        hub = weights not in ("", "tiny", "noise")  # real ones
         own = {k: v for k, v in self.stage.resources.items() if k != "hub"}
         return RESOURCES | own | (self.stage.resources.get("hub", {}) if hub else {})
 
@@ -102,6 +103,11 @@ def _derived(stage, part, parts, models, baselines, missing):
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve
 RUN_NAMES = {"name": "run_name"}  # `run.name` is called `run_name` inside a notebook, where `run` is the Run itself
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #stages_from
+def stages_from(start=""):
+    "The stages of a run that begins with the stage called `start`, such as 'corpus'; empty: all."
+    return [s for s in STAGES.values() if not start or s.notebook >= STAGES[start].notebook]
+
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve_profile
 def resolve(
     profile,        # name or path
@@ -113,11 +119,12 @@ def resolve(
     root = Path(root) if root else project_root()
     values, declared = load_profile(profile, overrides, root), stage_parameters(root)
     shared = {RUN_NAMES.get(k, k): v for k, v in values.get("run", {}).items()}
+    stages = stages_from(shared.pop("start", ""))
     shared.setdefault("run_name", profile_path(profile, root).stem)
     run = Run(shared["run_name"], shared.get("seed", 3407), root)
     models, baselines = values.get("models", ()), shared.get("baselines", _default_baselines(declared))
     check_names(models, baselines, profile_path(profile, root))
-    parts = run_parts(models, baselines)
+    parts = run_parts(models, baselines) | {"stages": tuple(s.name for s in stages)}
     if not parts["system"]:
         raise ProfileError("a run without any system", where=profile_path(profile, root),
                            remedy="name a baseline in run.baselines, or a model in the section models")
@@ -127,7 +134,7 @@ def resolve(
                        if k in declared[stage.name]}
                     | ({"lesson": False} if part and part != parts[stage.per][0] else {}),  # once a notebook is enough
                     run, parts)
-                for stage in STAGES.values() for part in (parts[stage.per] if stage.per else [""])]
+                for stage in stages for part in (parts[stage.per] if stage.per else [""])]
     jobs = jobs_of(parts, [])
     return _without(jobs, failed, jobs_of) if failed else jobs
 

@@ -15,7 +15,7 @@ import yaml
 
 from .errors import ProfileError, did_you_mean
 from .files import project_root, safe_id
-from .notebooks import check_value
+from .notebooks import Parameter, check_value
 from .series import stage_parameters
 
 # %% ../../nbs/appendix/A11_profile.ipynb #profile_path
@@ -80,8 +80,8 @@ def load_profile(
 DERIVED = ("run_name", "system", "systems", "parts", "model", "models", "tuned", "source", "variant", "missing")
 
 def run_parameters(params):
-    "What the section `run` may hold: name -> the parameters of all notebooks that have it; `name` is the run's own."
-    out = {"name": [params[next(iter(params))]["run_name"]]}
+    "What the section `run` may hold: name -> the parameters of all notebooks that have it; `name`, `start` are the run's."
+    out = {"name": [params[next(iter(params))]["run_name"]], "start": [Parameter(str, "", "|".join(["", *params]))]}
     for declared in params.values():
         for name, parameter in declared.items():
             if name not in DERIVED: out.setdefault(name, []).append(parameter)

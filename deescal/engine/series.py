@@ -115,7 +115,8 @@ def table_parts(table, parts):
     "The parts of `table`, given those of the run (`system`, `model`, `tuned`); [None] for a table in one file."
     if table == "accounting":
         return [f"{s.name}-{k}" if k else s.name
-                for s in STAGES.values() if s.writes for k in (parts[s.per] if s.per else [""])]
+                for s in STAGES.values() if s.writes and s.name in parts.get("stages", STAGES)
+                for k in (parts[s.per] if s.per else [""])]
     per = STAGES[TABLES[table].stage].per
     return list(parts[per]) if per else [None]
 
