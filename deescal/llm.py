@@ -12,6 +12,7 @@ __all__ = ['KEYS', 'SOUND', 'FINAL', 'UNSURE', 'CLOSED', 'PRICES', 'SOUND_BYTES'
 import asyncio, csv, json, os, random, re, time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -101,9 +102,14 @@ def prompt(question):
     fenced = "\n\n".join(fence(name, text) for name, text in question.data.items())
     return "\n\n".join(filter(None, [question.task.strip(), rule.strip()])), fenced or "Do what the task says."
 
+@lru_cache(maxsize=64)
+def _form(schema):
+    "The JSON schema of `schema`, as text; made once, for it takes a millisecond."
+    return json.dumps(schema.model_json_schema(), sort_keys=True)
+
 def question_id(door, question, schema):
     "SHA-256 of all that an answer depends on: provider, model, prompt, schema, settings, sound; never the address."
-    return digest(door.provider, door.model, prompt(question), schema.model_json_schema(), door.temperature, door.top_p,
+    return digest(door.provider, door.model, prompt(question), _form(schema), door.temperature, door.top_p,
                   door.seed, door.thinking, door.max_tokens, question.audio and file_sha256(question.audio))
 
 # %% ../nbs/00b_llm.ipynb #failure
@@ -176,7 +182,7 @@ SOUND_BYTES = 32  # bytes of a compressed recording that make at most one token:
 
 def most(door, question, schema, price):
     "The most that a call for `question` can take: (calls, tokens, US dollars)."
-    size = sum(len(t.encode("utf-8", "replace")) for t in (*prompt(question), json.dumps(schema.model_json_schema())))
+    size = sum(len(t.encode("utf-8", "replace")) for t in (*prompt(question), _form(schema)))
     sound = question.audio.stat().st_size // SOUND_BYTES + 1 if question.audio else 0
     return 1, size + 512 + sound + door.max_tokens, call_cost(price, size + 512 + sound, door.max_tokens, sound) or 0.0
 
@@ -264,7 +270,7 @@ class _Session:
         self.slots, self.settled = asyncio.Semaphore(door.concurrency), asyncio.Condition()
         self.on_the_way, self.answered, self.closed, self.not_before = 0, 0, None, 0.0
         self.rate = AsyncLimiter(1, 60 / door.calls_a_minute) if door.calls_a_minute else None
-        wanted = schema.model_json_schema()
+        wanted = json.loads(_form(schema))
         self.form = ModelRequestParameters(output_mode="native", output_object=OutputObjectDefinition(
             json_schema=wanted, name=schema.__name__, description=wanted.get("description")))
         self.settings = {
@@ -381,7 +387,7 @@ async def ask(self: _Session, keys, question, number):
         self.answered += "text" in call
         entry["keys"] += new
         new = []
-        await asyncio.to_thread(write_entry, self.door.cache, number, entry)
+        if self.door.cache: await asyncio.to_thread(write_entry, self.door.cache, number, entry)
         if found[0] is None and found[1] not in FINAL and attempt < self.door.attempts and not self.closed:
             await asyncio.sleep(pause(attempt, self.door, random.Random(derive_seed(0, number, attempt)), asks))
     if new and calls: write_entry(self.door.cache, number, entry | {"keys": entry["keys"] + new})
