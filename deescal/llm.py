@@ -93,7 +93,7 @@ def sound_fault(door, question):
     suffix = question.audio.suffix.lower()
     if not question.audio.is_file() or not question.audio.stat().st_size: return "there is no recording"
     takes = (".wav", ".mp3") if door.provider == "openai" else SOUND
-    return None if suffix in takes else f"{door.provider} takes {', '.join(takes)}, not {suffix or 'a file without ending'}"
+    return None if suffix in takes else f"{door.provider} takes {', '.join(takes)}, not {suffix or 'no ending'}"
 
 def prompt(question):
     "What is sent for `question`: (the task and the rule about data, the data behind the fence)."
@@ -118,7 +118,7 @@ UNSURE = {"timeout", "dropped", "bad_reply", "unknown"}  # may have been paid fo
 CLOSED = {"key_refused", "quota", "no_such_model"}       # whatever else is asked
 
 def failure(error):
-    "(outcome, detail, seconds that the server asks for, or None) of what a call raised. Never its words: they may hold a key."
+    "(outcome, detail, seconds that the server asks for or None) of what a call raised; never its words."
     from pydantic_ai import exceptions as e
     kinds = {
         e.ModelQuotaExceededError: "quota", e.ModelRateLimitError: "rate_limit", e.ModelServerError: "server_error",
@@ -154,7 +154,7 @@ def read_prices(path=""):
             return {r["model"]: tuple(float(r[k]) for k in ("input", "output", "audio")) for r in csv.DictReader(f)}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a table of prices: {type(error).__name__}", path,
-                         "give a CSV with the columns model, input, output, audio (US dollars per million tokens)") from None
+                         "give a CSV with the columns model, input, output, audio (US dollars a million)") from None
 
 def call_cost(price, tokens_in, tokens_out, audio_tokens=0):
     "US dollars of a call; `audio_tokens` are among `tokens_in`. None where there is no price."
@@ -199,7 +199,7 @@ def read_entry(cache, number):
             entry = json.loads(path.read_text(encoding="utf-8"))
             entry["keys"], entry["calls"] = list(entry["keys"]), [dict(_BLANK, **c) for c in entry["calls"]]
         except (ValueError, KeyError, TypeError):
-            raise InputError("this answer cannot be read any more", path, "remove the file; it is asked for again") from None
+            raise InputError("this answer cannot be read any more", path, "remove it; it is asked for again") from None
     if path.with_suffix(".sent").is_file(): entry["calls"].append(_BLANK | {"outcome": "unknown", "detail": "killed"})
     return entry
 
@@ -247,13 +247,14 @@ def _model(door, client):
     if not address: return OpenAIChatModel(door.model, provider=OpenAIProvider(api_key=key, http_client=client))
     provider = OpenAICompatibleProvider("compatible", base_url=address, api_key=key, http_client=client)
     older = {"openai_chat_supports_max_completion_tokens": False}  # `max_tokens`, which every such server knows
-    return OpenAIChatModel(door.model, provider=provider, profile=merge_profile(provider.model_profile(door.model), older))
+    profile = merge_profile(provider.model_profile(door.model), older)
+    return OpenAIChatModel(door.model, provider=provider, profile=profile)
 
 def _message(question, refused):
     "The messages of a call; after an answer that was `refused`, with the reason."
     from pydantic_ai.messages import BinaryContent, ModelRequest, UserPromptPart
     system, text = prompt(question)
-    if refused: text += f"\n\nAn earlier answer was refused: {refused}. Answer with JSON of the schema, and nothing else."
+    if refused: text += f"\n\nAn earlier answer was refused: {refused}. Answer with JSON of the schema, nothing else."
     content = [text]
     if question.audio:
         content.append(BinaryContent(question.audio.read_bytes(), media_type=SOUND[question.audio.suffix.lower()]))
@@ -296,13 +297,13 @@ async def send(self: _Session, question, refused):
         return _BLANK | {"outcome": outcome, "detail": detail, "seconds": time.perf_counter() - start}, asks
     usage, seconds = response.usage, time.perf_counter() - start
     told = bool(usage.input_tokens or usage.output_tokens)
+    cost = call_cost(self.price, usage.input_tokens, usage.output_tokens, usage.input_audio_tokens)
     thinking = usage.details.get("thoughts_tokens", 0) + usage.details.get("reasoning_tokens", 0)
     return _BLANK | {
         "seconds": seconds, "text": _plain(response),
         "finish": response.finish_reason, "tokens_in": usage.input_tokens if told else None,
         "tokens_out": usage.output_tokens if told else None, "tokens_thinking": thinking if told else None,
-        "cost": call_cost(self.price, usage.input_tokens, usage.output_tokens, usage.input_audio_tokens) if told else None,
-    }, None
+        "cost": cost if told else None}, None
 
 # %% ../nbs/00b_llm.ipynb #limits
 def _spent(call, need):
@@ -441,12 +442,13 @@ def ask_all(
 ):
     """Ask `door` all `questions`: the tables (answers, calls), in their order. No fault of a server raises.
 
-    answers: key, status (ok or error), reason and detail of an error, answer (JSON of `schema`, null where there is none).
-    calls: every call ever made for these questions, of interrupted runs too. `InputError` where `door` lacks something."""
+    answers: key, status (ok or error), reason and detail of an error, answer (JSON of `schema`; null in an error).
+    calls: every call ever made for these questions, interrupted runs included. `InputError` where `door` lacks anything."""
     questions, budget = list(questions), budget or Budget()
     if len({q.key for q in questions}) < len(questions):
         raise InputError("two questions have the same key", "ask_all", "give each row a key of its own")
-    for what, remedy in door_lacks(door): raise InputError(what, f"provider {door.provider}, model {door.model!r}", remedy)
+    for what, remedy in door_lacks(door): raise InputError(what, f"provider {door.provider}, model {door.model}",
+        remedy)
     if door.provider == "none":
         return pl.DataFrame([{"key": q.key} | _error("no_llm") for q in questions], ANSWERS), pl.DataFrame(schema=CALLS)
     prices = read_prices(door.prices)

@@ -43,10 +43,12 @@ def test_the_identity_of_a_question_is_all_that_its_answer_depends_on(tmp_path):
     sound.write_bytes(b"RIFF")
     same = [one, one._replace(key="other")]
     assert len({question_id(door, q, Kept) for q in same}) == 1
-    assert question_id(Door("google", "m", "http://h/", concurrency=1, cache="x"), one, Kept) == question_id(door, one, Kept)
+    assert question_id(Door("google", "m", "http://h/", concurrency=1, cache="x"), one, Kept) == question_id(door,
+        one, Kept)
     differ = [(door, one, Kept), (door, one, Other), (door, one._replace(data={"title": "b"}), Kept),
               (door, one._replace(task="Is it not?"), Kept), (door, one._replace(audio=sound), Kept),
-              (Door("openai", "m"), one, Kept), (Door("google", "n"), one, Kept), (Door("google", "m", seed=1), one, Kept),
+              (Door("openai", "m"), one, Kept), (Door("google", "n"), one, Kept), (Door("google", "m", seed=1), one,
+              Kept),
               (Door("google", "m", temperature=0.5), one, Kept), (Door("google", "m", max_tokens=9), one, Kept)]
     assert len({question_id(*d) for d in differ}) == len(differ)
 
@@ -55,7 +57,8 @@ def test_the_identity_of_a_question_is_all_that_its_answer_depends_on(tmp_path):
 def test_no_attack_changes_the_task(attack):
     plain, attacked = (Question("a", "Is it?", {"title": t}) for t in ("A title.", attack))
     assert prompt(plain)[0] == prompt(attacked)[0]
-    assert outside(prompt(attacked)[1]) == [f"BEGIN DATA title ({len(prompt(attacked)[1].splitlines()) - 2} lines)", "END DATA title"]
+    lines = prompt(attacked)[1].split("\n")
+    assert outside(prompt(attacked)[1]) == [f"BEGIN DATA title ({len(lines) - 2} lines)", "END DATA title"]
 
 # %% ../nbs/00b_llm.ipynb #pause_test
 @given(st.integers(1, 30), st.floats(0, 1000) | st.none(), st.integers(0, 99))
