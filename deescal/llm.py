@@ -200,15 +200,18 @@ def read_entry(cache, number):
             entry["keys"], entry["calls"] = list(entry["keys"]), [dict(_BLANK, **c) for c in entry["calls"]]
         except (ValueError, KeyError, TypeError):
             raise InputError("this answer cannot be read any more", path, "remove it; it is asked for again") from None
-    if path.with_suffix(".sent").is_file(): entry["calls"].append(_BLANK | {"outcome": "unknown", "detail": "killed"})
+    sent = path.with_suffix(".sent")
+    if sent.is_file():
+        if sent.read_text() == str(len(entry["calls"])): entry["calls"].append(_BLANK | {"outcome": "unknown"})
+        else: sent.unlink()  # killed when the answer was kept already, or before the call was sent
     return entry
 
-def mark_sent(cache, number):
-    "Leave a sign that a call is on its way."
+def mark_sent(cache, number, made):
+    "Leave a sign that another call is on its way, after those that were `made` before."
     if not cache: return
     sent = entry_path(cache, number).with_suffix(".sent")
     sent.parent.mkdir(parents=True, exist_ok=True)
-    sent.touch()
+    sent.write_text(str(made))
 
 def write_entry(cache, number, entry):
     "Keep what is known of a question, atomically, and take away the sign that a call is on its way."
@@ -229,7 +232,8 @@ def forget_answers(
         try: return any(map(wanted, read_entry(cache, path.stem)["keys"]))
         except InputError: return True  # nobody can say any more whose it is
     files = [p for p in Path(cache).rglob("*.json") if goes(p)]
-    for p in files: p.unlink()
+    for p in files:
+        for path in (p, p.with_suffix(".sent")): path.unlink(missing_ok=True)
     return len(files)
 
 # %% ../nbs/00b_llm.ipynb #connect
@@ -332,7 +336,7 @@ async def settle(self: _Session, need, call):
         self.settled.notify_all()
 
 @patch
-async def attempt(self: _Session, question, number, refused):
+async def attempt(self: _Session, question, number, refused, made):
     "One call within all limits: (what the log says of it, or the reason why it was not sent; seconds to wait or None)."
     async with self.slots:
         need = most(self.door, question, self.schema, self.price)
@@ -343,7 +347,7 @@ async def attempt(self: _Session, question, number, refused):
         if self.closed:
             await self.settle(need, None)
             return self.closed, None
-        mark_sent(self.door.cache, number)
+        mark_sent(self.door.cache, number, made)
         call, asks = await self.send(question, refused)
         await self.settle(need, call)
         self.heed(call["outcome"], asks)
@@ -379,7 +383,8 @@ async def ask(self: _Session, keys, question, number):
     found = self.grade(question, calls)
     for attempt in range(sum("text" in c for c in calls) + 1, self.door.attempts + 1):
         if found[0] is not None or found[1] in FINAL: break
-        call, asks = await self.attempt(question, number, found[1] if calls and "text" in calls[-1] else "")
+        refused = found[1] if calls and "text" in calls[-1] else ""
+        call, asks = await self.attempt(question, number, refused, len(calls))
         if isinstance(call, str):
             found = None, call, ""
             break

@@ -109,8 +109,12 @@ def test_what_is_kept_is_read_again_and_can_be_forgotten(tmp_path):
     assert [p.name for p in tmp_path.rglob("*.json")] == ["cd2.json"]
 
 def test_a_broken_answer_and_a_call_on_its_way_are_not_taken_for_answers(tmp_path):
-    mark_sent(tmp_path, "ab1")
+    mark_sent(tmp_path, "ab1", 0)
     assert [c["outcome"] for c in read_entry(tmp_path, "ab1")["calls"]] == ["unknown"]
+    entry = {"keys": ["v1"], "calls": [_BLANK | {"outcome": "ok", "text": "a"}]}
+    write_entry(tmp_path, "ab1", entry)
+    mark_sent(tmp_path, "ab1", 0)  # as after a kill between the answer and the end of its sign
+    assert read_entry(tmp_path, "ab1") == entry and not list(tmp_path.rglob("*.sent"))
     for text in ("", '{"keys": []}', "[1]", '{"keys": 1, "calls": [2]}'):
         entry_path(tmp_path, "ab1").write_text(text)
         with pytest.raises(InputError, match="asked for again"): read_entry(tmp_path, "ab1")
