@@ -19,7 +19,6 @@ CAPTION_FAULTS = {
     "no_captions": "there is no such file, or the platform has none",
     "captions_too_large": "larger than any captions are",
     "captions_unreadable": "no WebVTT or SRT: not one line of times",
-    "captions_error_text": "an error message stands where the captions should",
     "captions_blocked": "the platform refuses requests from this address",
     "captions_disabled": "the uploader has switched them off",
     "captions_no_language": "there are captions, but not in a language that was asked for",
