@@ -32,7 +32,8 @@ def heard(words, chunk, names):
     inside = [w for w in words if chunk.start_s <= w[0] and w[0] + 0.3 <= chunk.end_s]
     rows = []
     for start, who, text in inside:
-        if rows and rows[-1][2] == names[who]: rows[-1] = (rows[-1][0], start + 0.3, names[who], f"{rows[-1][3]} {text}")
+        if rows and rows[-1][2] == names[who]:
+            rows[-1] = (rows[-1][0], start + 0.3, names[who], f"{rows[-1][3]} {text}")
         else: rows.append((start, start + 0.3, names[who], text))
     return toy_segments(*rows)
 
