@@ -160,7 +160,7 @@ def test_tables_and_account_hold_every_video_and_cue(tmp_path):
 # %% ../nbs/02_transcribe.ipynb #planted_test
 def test_a_model_that_talks_through_silence_is_found_out():
     samples = decode_audio(CLIPS/"youtube_9107.ogg")
-    def hear(samples, voice):
+    def hear(samples, voice, words):
         rows = [(0.0, len(samples) / SAMPLE_RATE)] if voice is None else voice.rows()
         return pl.DataFrame([(a, b, "words", -0.2, 0.1, 1.0) for a, b in rows], schema=CUES, orient="row"), None
     found = planted_silence(hear, samples, "talker", 6.0)
