@@ -270,7 +270,7 @@ def longest_pause(voice, seconds):
     return (start + end) / 2
 
 def planted_silence(
-    hear,       # samples, voice or None, are words wanted? -> (cues, words)
+    hear,       # samples, voice or None -> (cues, words)
     samples,    # (n,) of a clip
     model,      # its name
     seconds=8.0,
@@ -281,7 +281,7 @@ def planted_silence(
     planted, rows = plant_silence(samples, at, seconds, seed), []
     voice = voice_stretches(speech_probability(planted))
     for gate in (False, True):
-        cues = hear(planted, voice if gate else None, gate)[0].with_columns(signal_reason())
+        cues = hear(planted, voice if gate else None)[0].with_columns(signal_reason())
         for signals in (False, True):
             left = cues.filter(pl.col("reason").is_null() | (not signals))
             share = planted_share(left["start_s"].to_list(), left["end_s"].to_list(), at, seconds)
