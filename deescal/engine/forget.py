@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TEXTS', 'marks', 'marked', 'known_videos', 'check_video', 'remember', 'forget_rows', 'forget_listed', 'holds',
            'forget_files', 'was_heard', 'in_training', 'forget_learnt', 'jobs_behind', 'forget_made', 'input_outside',
-           'Forgotten', 'forget']
+           'Forgotten', 'as_made', 'forget']
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #imports
 import json, re, secrets, shutil
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import polars as pl
 
-from .errors import InputError
+from .errors import DeescalError, InputError
 from .files import atomic, digest, safe_id, write_text
-from .jobs import job_after, job_writes, lock, stale
+from .jobs import job_after, job_writes, lock, resolve, stale
 from .locks import release
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #marks
@@ -138,10 +138,10 @@ def forget_learnt(jobs):
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #again
 def jobs_behind(jobs, touched):
-    "The jobs that wrote one of the paths `touched`, and all that read what these write."
+    "The jobs that wrote one of the paths `touched` or are stale, and all that read what these write."
     written = {q for p in touched for q in (p, *p.parents)}
     def wrote(job): return not written.isdisjoint(job_writes(job))
-    behind = {j.name for j in jobs if wrote(j)}
+    behind = {j.name for j in jobs if wrote(j) or stale(j)}  # stale: what a killed run of this command had touched
     for job in jobs:  # in order: what a job reads was written by one before it
         if any(j.name in behind for j in job_after(job, jobs)) or "figures" in job.stage.makes: behind.add(job.name)
     return [j for j in jobs if j.name in behind]
@@ -168,7 +168,8 @@ def input_outside(jobs, names, clip=None):
     files = {f for t in tops for f in ([t] if t.is_file() else [*t.glob("*"), *t.glob("*/*")]) if f.is_file()}
     found = {f for f in files if re.search(marked(names), f.name) or f.suffix in TEXTS and holds(f, names)}
     if clip: found.add(run.path(clip))
-    return sorted(str(f) for f in found if f.exists() and run.data.resolve() not in f.resolve().parents)
+    def shown(f): return str(f.relative_to(run.root) if f.is_relative_to(run.root) else f)
+    return sorted(shown(f) for f in found if f.exists() and run.data.resolve() not in f.resolve().parents)
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #forget
 class Forgotten(NamedTuple):
@@ -179,8 +180,18 @@ class Forgotten(NamedTuple):
     again: list      # names of the jobs to run again
     outside: list    # input that is not the run's
 
+def as_made(jobs):
+    "The jobs of a run as its last series resolved them, whatever profile and overrides `jobs` are from."
+    run = jobs[0].run
+    try: request = json.loads((run.data/"request.json").read_text())
+    except (OSError, ValueError): return jobs
+    try: made = resolve(request["profile"], request["overrides"], run.root)
+    except (DeescalError, KeyError): return jobs
+    return made if made[0].run.name == run.name else jobs
+
 def forget(jobs, video_id):
     "Remove a video from the run of `jobs` (`resolve`) for good: what was done, as `Forgotten`."
+    jobs = as_made(jobs)  # or what another profile names would look stale, and be made again for nothing
     run = jobs[0].run
     check_video(run, video_id)
     series = lock(run, jobs, ".series")
@@ -203,5 +214,4 @@ def _forget(jobs, video_id):
     rows = forget_rows(run, names)  # last: they say what else there is, should this be killed
     behind = jobs_behind(jobs, {*learnt, *files, *rows})
     files += forget_made(behind)
-    again = {j.name for j in jobs if j in behind or stale(j)}
-    return Forgotten(rows, [*learnt, *listed, *files], retrain, [j.name for j in jobs if j.name in again], not_ours)
+    return Forgotten(rows, [*learnt, *listed, *files], retrain, [j.name for j in behind], not_ours)
