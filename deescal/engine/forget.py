@@ -124,8 +124,9 @@ def in_training(run, video_id):
 
 def _trained(job):
     "Whether what a job makes depends on the training split, and not on a published model alone."
-    p = job.params
-    return bool(job.stage.per) and (job.stage.name != "base" and p.get("variant") != "base" or p.get("source") == "tiny")
+    per, here = job.stage.per, job.params.get("source") == "tiny"  # a model without a source is trained here
+    if job.stage.name == "base": return here
+    return bool(per) and (per != "system" or job.params.get("variant") != "base" or here)
 
 def forget_learnt(jobs):
     "Remove what was learnt, and what learners were at: (paths removed, names of adapters and models to train again)."
