@@ -43,7 +43,7 @@ def summarize_platforms(scenarios):
     return pl.concat([sums(s.group_by("platform")) for s in (scenarios, everything)])
 
 # %% ../nbs/06_corpus.ipynb #corpus_accounting
-def corpus_accounting(turns, rejects, files):
+def corpus_accounting(turns, rejects, files, forgotten=0):
     "Files and rows in, out, repaired and rejected by reason (table `accounting`)."
     def reasons(unit):
         return dict(sorted(Counter(rejects.filter(pl.col("unit") == unit)["reason"]).items()))
@@ -51,9 +51,10 @@ def corpus_accounting(turns, rejects, files):
         r for f, r in rejects.group_by("file").agg(pl.col("reason").first()).rows()
         if f not in set(turns["file"])
     )
+    if forgotten: whole["forgotten"] = forgotten
     repaired = Counter(w for r in turns["repairs"] for w in r.split())
     return pl.concat([
-        account("corpus", "file", len(files), turns["file"].n_unique(), rejected=dict(sorted(whole.items()))),
+        account("corpus", "file", len(files) + forgotten, turns["file"].n_unique(), rejected=dict(sorted(whole.items()))),
         account(
             "corpus", "row", files["rows"].sum(), len(turns),
             rejected=reasons("row"), repaired=dict(sorted(repaired.items())),

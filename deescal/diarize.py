@@ -232,9 +232,10 @@ def describe_diarizations(plan, segments, reasons, sources, written, folder, sec
     return rows.join(counts, on="scenario_id", how="left").with_columns(
         pl.col("segments", "speakers", "words").fill_null(0))
 
-def diarize_accounting(diarizations, n_scenarios, n_rows, row_rejects, row_segments):
+def diarize_accounting(diarizations, n_scenarios, n_rows, row_rejects, row_segments, forgotten=0):
     "Scenarios, and rows of files that were read, in and out (table `accounting`)."
     bad = diarizations.filter(status="rejected")["reason"].value_counts().sort("reason").rows()
+    if forgotten: bad.append(("forgotten", forgotten))
     return pl.concat([
         account("diarize", "scenario", n_scenarios, int((diarizations["status"] == "ok").sum()), rejected=dict(bad)),
         account("diarize", "row", n_rows, row_segments, rejected=dict(sorted(row_rejects.items())))])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Source', 'channel_table', 'found_of', 'from_archive', 'from_released', 'from_network', 'find_clips', 'harvest_tables',
-           'harvest_accounting', 'switched_on', 'facts']
+           'harvest_accounting', 'leave_out_forgotten', 'listed_still', 'switched_on', 'facts']
 
 # %% ../nbs/01_harvest.ipynb #imports
 import os
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import polars as pl
 
 from .engine.errors import InputError
-from .engine.run import account
+from .engine.run import account, without_forgotten
 from .platforms import TERMS, fetch_audio, harvest_network, js_runtime
 from .videolist import (
     CHANNELS, drop_duplicates, read_channels, read_info_folder, read_video_list, rows_and_rejects)
@@ -62,14 +62,14 @@ def from_released(path, listed):
 
 # %% ../nbs/01_harvest.ipynb #network
 def from_network(listed, folder, platforms, partial=False, audio=False, per_hour=300, sleep_s=1.0, limit=0,
-                 loopback=""):
+                 loopback="", forgotten=None):
     """A `Source` from the platforms that are switched on; what is learnt is kept in `folder`.
 
     `RateLimited` where a platform asks us to wait, unless `partial`; `InputError` where none is switched on."""
     if not platforms:
         raise InputError("no platform is switched on", where="harvest.youtube, harvest.tiktok, harvest.facebook",
                          remedy="read a platform's terms, then set it to true")
-    done = harvest_network(listed, folder, platforms, per_hour, sleep_s, limit, loopback)
+    done = harvest_network(listed, folder, platforms, per_hour, sleep_s, limit, loopback, forgotten)
     if done.stopped and not partial: raise done.stopped
     rows, rejects = rows_and_rejects(done.records, [])
     if audio and not done.stopped:
@@ -93,7 +93,7 @@ def harvest_tables(found, source, clips):
         source=pl.lit(source))
     return {"videos": videos, "channels": found.channels, "harvest_rejects": pl.concat([found.rejects, again])}
 
-def harvest_accounting(count, tables):
+def harvest_accounting(count, tables, forgotten=0):
     "Records in, kept, repaired and rejected by reason; channels and captions likewise (table `accounting`)."
     def counts(df, by): return dict(df.group_by(by).len().sort(by).rows())
     mended = tables["videos"].select(pl.col("repairs").str.split("; ").alias("repair")).explode("repair").filter(
@@ -102,11 +102,24 @@ def harvest_accounting(count, tables):
     cells = tables["videos"].filter(~pl.col("caption_reason").fill_null("").is_in(["empty", "not_in_source"]))
     nulled = counts(cells.drop_nulls("caption_reason"), "caption_reason")
     return pl.concat([
-        account("harvest", "record", count, len(tables["videos"]), counts(tables["harvest_rejects"], "reason"),
-                counts(mended, "repair")),
+        account("harvest", "record", count, len(tables["videos"]), counts(tables["harvest_rejects"], "reason")
+                | ({"forgotten": forgotten} if forgotten else {}), counts(mended, "repair")),
         account("harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost),
                 counts(lost, "reason")),
         account("harvest", "caption", len(cells), cells["caption"].count(), nulled)])
+
+# %% ../nbs/01_harvest.ipynb #forgotten
+def leave_out_forgotten(found, run):
+    "(`Source` without the records of videos that were forgotten, how many these were)."
+    rows = without_forgotten(found.rows, run)
+    named = found.rejects.with_columns(video_id=pl.col("file").str.replace(r"\.info\.json$", ""))
+    rejects = without_forgotten(named, run).drop("video_id")
+    gone = len(found.rows) - len(rows) + len(found.rejects) - len(rejects)
+    return found._replace(rows=rows, rejects=rejects), gone
+
+def listed_still(listed, run):
+    "The list of channels without single videos that were forgotten."
+    return without_forgotten(listed.with_columns(video_id=pl.format("{}_{}", "platform", "platform_id")), run).drop("video_id")
 
 # %% ../nbs/01_harvest.ipynb #facts
 def switched_on(params):

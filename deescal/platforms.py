@@ -179,13 +179,15 @@ class Harvested(NamedTuple):
     records: list
     stopped: RateLimited | None
 
-def _listing(ydl, channel, folder, loopback):
+def _listing(ydl, channel, folder, loopback, forgotten=None):
     "(videos, other entries) of a channel: from disk, or from the platform and then on disk."
     if channel["kind"] == "video": return [(channel["platform"], channel["platform_id"])], 0
     path = folder/"channels"/f"{digest(channel['url'], length=16)}.json"
     if path.is_file(): kept = json.loads(path.read_text())
     else:
         videos, others = list_channel(ydl, channel["url"], loopback)
+        gone = forgotten([video_key(*v) for v in videos]) if forgotten else ()
+        videos = [v for v in videos if not gone or video_key(*v) not in gone]
         kept = {"url": channel["url"], "videos": videos, "others": others}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(kept, indent=1) + "\n")
@@ -216,14 +218,14 @@ def _record(folder, channel, video, why):
     return info_path(folder, *video).name, channel["line"], "", facts | named
 
 # %% ../nbs/01c_platforms.ipynb #harvest_channel
-def _harvest_channel(ydls, channel, folder, pace, loopback):
+def _harvest_channel(ydls, channel, folder, pace, loopback, forgotten):
     "((line, status, reason, videos), records, whether the platform asked us to wait) of one channel."
     from yt_dlp.utils import YoutubeDLError
     (listing, asking), real = ydls, not loopback
     if channel["kind"] == "video":
         try: check_id(channel["platform"], channel["platform_id"], real)
         except AddressError as e: return (channel["line"], "rejected", e.reason, 0), [], False
-    try: videos, others = _listing(listing, channel, folder, loopback)
+    try: videos, others = _listing(listing, channel, folder, loopback, forgotten)
     except (YoutubeDLError, OSError) as e:
         reason = failure_of(e)[1]
         return (channel["line"], "failed", reason, 0), [], reason == "rate_limited"
@@ -246,6 +248,7 @@ def harvest_network(
     sleep_s=1.0,      # seconds between two requests
     limit=0,          # videos of a channel (0: all)
     loopback="",      # tests only
+    forgotten=None,   # video_ids -> those that must not be asked for (`Run.forgotten`)
 ):
     "Ask the platforms for the videos of `channels`, as far as they are not in `folder` yet: a `Harvested`."
     import yt_dlp
@@ -258,7 +261,7 @@ def harvest_network(
             if channel["reason"]: out.append((line, "rejected", channel["reason"], 0))
             elif off or stopped: out.append((line, "not_asked", "rate_limited" if not off else "switched_off", 0))
             else:
-                row, found, limited = _harvest_channel((listing, asking), channel, folder, pace, loopback)
+                row, found, limited = _harvest_channel((listing, asking), channel, folder, pace, loopback, forgotten)
                 out.append(row)
                 records += found
                 stopped = _limited(channel["platform"], folder) if limited else None

@@ -196,13 +196,14 @@ def _read_bytes(path):
 def read_folder(
     folder,        # with *.csv, train/*.csv, test/*.csv
     scenarios=0,   # read only the first that many files (0: all)
-    progress=False # show a progress bar
+    progress=False, # show a progress bar
+    skip=(),       # scenarios that are left out
 ):
     """Read released transcripts: (turns without roles, rejects, files), tables as 06 declares them.
 
     Nothing is dropped unseen."""
     rows, rejects, files = [], [], []
-    found = find_transcripts(folder)
+    found = [f for f in find_transcripts(folder) if f[2] not in skip]
     for path, name, sid, platform, split, renamed in tqdm(
         found[:scenarios or None], desc="transcripts", disable=not progress
     ):

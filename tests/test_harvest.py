@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from deescal.engine.files import project_root
+from deescal.engine.files import digest, project_root, write_text
 from deescal.engine.run import Run
 
 # %% ../nbs/01_harvest.ipynb #tables_test
@@ -55,6 +55,22 @@ def test_a_released_list_becomes_the_same_tables(tmp_path):
         ("not_checked", "Stop. >> Why?", "released")]
     assert tables["channels"].select("status", "videos").rows() == [("ok", 2)] and len(tables["harvest_rejects"]) == 1
     assert harvest_accounting(2, tables).filter(unit="caption")["count"].to_list() == [1, 1]
+
+# %% ../nbs/01_harvest.ipynb #forgotten_test
+def test_a_forgotten_video_is_left_out_of_every_table_and_counted(tmp_path):
+    run = Run("toy", 1, tmp_path)
+    write_text(run.data/"forgotten.txt", "\n".join(["salt", digest("salt", "youtube_9103"), digest("salt", "youtube_9204")]))
+    found, gone = leave_out_forgotten(of_sample(), run)
+    tables = harvest_tables(found, "archive", find_clips([], tmp_path))
+    assert gone >= 2 and "9103" not in "".join(df.write_json() for df in tables.values())
+    lines = harvest_accounting(14, tables, gone).filter(unit="record", reason="forgotten")
+    assert lines["count"].to_list() == [gone]
+
+def test_a_single_video_that_was_forgotten_is_not_asked_for(tmp_path):
+    run = Run("toy", 1, tmp_path)
+    write_text(run.data/"forgotten.txt", "salt " + digest("salt", "youtube_abcdefghijk"))
+    listed = read_channels(b"url\nhttps://youtu.be/abcdefghijk\nhttps://youtu.be/bbcdefghijk\nhttps://www.youtube.com/@oak\n")
+    assert listed_still(listed, run)["line"].to_list() == [3, 4]
 
 # %% ../nbs/01_harvest.ipynb #facts_test
 class Job(NamedTuple):

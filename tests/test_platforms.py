@@ -185,3 +185,10 @@ def test_a_listed_address_is_data(tmp_path):
     with platform_of({OAK: [*bad, "a1"], ELM: []}) as server:
         done = ask(server, tmp_path)
         assert done.channels[0] == (2, "ok", "4_other_entries", 1) and len(list(tmp_path.rglob("*.info.json"))) == 1
+
+# %% ../nbs/01c_platforms.ipynb #forgotten_test
+def test_what_was_forgotten_is_not_asked_for_and_not_kept(tmp_path):
+    with platform_of({OAK: ["a1", "a2"], ELM: ["a1"]}) as server:
+        done = ask(server, tmp_path, forgotten=lambda ids: {"youtube_a1"} & set(ids))
+        assert [r[-1]["platform_id"] for r in done.records] == ["a2"] and "/watch?v=a1" not in server.asked
+    assert not any("a1" in p.read_text() for p in tmp_path.rglob("*") if p.is_file())

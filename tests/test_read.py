@@ -160,3 +160,10 @@ def test_nothing_left_is_an_error_that_says_why(tmp_path):
 def test_an_empty_or_missing_folder_is_an_error_with_a_remedy(tmp_path):
     for folder in (tmp_path, tmp_path/"none"):
         with pytest.raises(InputError, match="remedy"): read_transcripts(folder)
+
+# %% ../nbs/05a_read.ipynb #skip_test
+def test_a_scenario_to_be_left_out_is_in_no_table(tmp_path):
+    folder = folder_of(tmp_path, tiktok_1=HEADER + "0:01,A,one\n", tiktok_2=HEADER + "0:01,A,two\n")
+    assert set(read_folder(folder)[2]["file"]) == {"tiktok_1.csv", "tiktok_2.csv"}
+    turns, rejects, files = read_folder(folder, skip={"tiktok_1"})
+    assert files["file"].to_list() == ["tiktok_2.csv"] and "tiktok_1" not in turns["file"].to_list() + rejects["file"].to_list()

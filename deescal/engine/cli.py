@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'overrides', 'resolved', 'request_of', 'bring_up', 'is_dry', 'dry_run', 'reproduce', 'series_failed',
            'summary', 'facts', 'check', 'verify', 'same_machine', 'is_sample', 'publish', 'export_corpus',
-           'score_replies_file', 'job_command', 'lesson_command', 'parser', 'main']
+           'score_replies_file', 'forget_video', 'job_command', 'lesson_command', 'parser', 'main']
 
 # %% ../../nbs/appendix/A15_cli.ipynb #imports
 import argparse, importlib, json, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -17,6 +17,7 @@ from .drive import (
     announce, clock, known_seconds, run_series, snakemake_command, started, tell, wanted_jobs, why_run)
 from .errors import DeescalError, InputError, ProfileError, did_you_mean, host_error
 from .execute import run_job
+from .forget import forget
 from .files import atomic_folder, project_root, write_text
 from .jobs import job_after, left_out, page_stale, resolve, stale, write_manifest
 from .lesson import assert_exported
@@ -239,6 +240,19 @@ def score_replies_file(args):
     job = next(j for j in resolved(args) if j.stage.name == "score")
     score_command(job.run, args.replies, job.params["encoder"])
 
+# %% ../../nbs/appendix/A15_cli.ipynb #forget_video
+def forget_video(args):
+    "Remove a person's video from every table, cache, clip, page and export of a run, for good."
+    jobs = resolved(args)
+    run, done = jobs[0].run, forget(jobs, args.video_id)
+    print(f"{run.name}: {sum(done.rows.values())} rows of {len(done.rows)} tables and {len(done.files)} files or folders "
+          "removed; the video will not come back")
+    for name in done.retrain: print(f"  had learnt from it, is removed and must be trained again: {name}")
+    if done.again: print("To be made again (make reproduce):", *done.again, sep="\n  ")
+    if done.outside:
+        print("Not the run's own, and not touched; remove these, or what they say of it, yourself:", *done.outside, sep="\n  ")
+    print("Copies that were made elsewhere (deescal export, figures/published, other runs) have to be replaced there.")
+
 # %% ../../nbs/appendix/A15_cli.ipynb #job_command
 def job_command(args):
     "Run one job of a request (what Snakemake calls) or of a profile."
@@ -265,7 +279,7 @@ def lesson_command(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #parse
 COMMANDS = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "export": export_corpus,
-            "score": score_replies_file, "lesson": lesson_command, "job": job_command}
+            "score": score_replies_file, "forget": forget_video, "lesson": lesson_command, "job": job_command}
 
 # %% ../../nbs/appendix/A15_cli.ipynb #parser
 def parser():
@@ -278,6 +292,7 @@ def parser():
             c.add_argument("job", help="name of the job")
             c.add_argument("--request", default="", help="file with profile and overrides, in place of options")
             c.add_argument("--attempt", type=int, default=1, help="which try of a scheduler's this is")
+        if name == "forget": c.add_argument("video_id", help="as the column video_id has it")
         if name == "export": c.add_argument("--to", required=True, metavar="FOLDER", help="new or empty folder")
         if name == "score":
             c.add_argument("--replies", required=True, metavar="FILE.jsonl",

@@ -14,7 +14,7 @@ from deescal.engine.notebooks import cell_kind, lessons, module_name, notebook_c
 from deescal.engine.series import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-UPPER = {f"engine.{m}" for m in ("profile", "jobs", "execute", "page", "drive", "cli", "export")}
+UPPER = {f"engine.{m}" for m in ("profile", "jobs", "execute", "page", "drive", "forget", "cli", "export")}
 PROTOCOL = {"facts"}  # what `make check` asks a stage's module for
 
 
