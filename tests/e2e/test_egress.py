@@ -16,7 +16,7 @@ from deescal.engine.series import STAGES
 ASKING = {"bert_score", "datasets", "evaluate", "huggingface_hub", "nltk", "peft", "pooch", "pydantic_ai", "requests",
           "transformers", "urllib3", "httpx", "whisper", "youtube_transcript_api", "yt_dlp"}  # packages that can
 KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
-CANARY = "canary-5f1d0c9e7ab34"
+CANARY = "-".join(["canary", "5f1d0c9e7ab34"])  # not in one piece, since this file is in the checkout too
 NOTE_ASKED = """
 import os
 def note_asked(event, args):
