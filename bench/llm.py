@@ -2,9 +2,9 @@
 
 A server on loopback, in a process of its own, answers each call after --latency seconds and fails the given share of
 first calls (429, 5xx, dropped and closed connections, prose, half a JSON, wrong types). In turns, at the same
-concurrency: a bare HTTP client that posts the same bodies to the same server without faults (the server's own limit), and
-the door, which has each answer checked, counted and kept on disk. Then the door again: everything is kept, nothing may be
-asked. Prints calls a second of both, their ratio, and what was lost or paid twice: neither may be more than 0.
+concurrency: a bare HTTP client that posts the same bodies to the same server without faults (the server's own limit),
+and the door, which has each answer checked, counted and kept on disk. Then the door again: everything is kept, nothing
+may be asked. Prints calls a second of both, their ratio, and what was lost or paid twice: neither may be more than 0.
 """
 import argparse
 import asyncio
@@ -52,7 +52,8 @@ class Server:
         with urllib.request.urlopen(self.url.removesuffix("/v1") + "/count") as r: return json.load(r)
 
 
-def questions(n): return [Question(f"v{i}", TASK, {"title": f"traffic stop number {i}, {i % 7} cars"}) for i in range(n)]
+def questions(n): return [Question(f"v{i}", TASK,
+    {"title": f"traffic stop number {i}, {i % 7} cars"}) for i in range(n)]
 
 
 async def bare(url, bodies, concurrency):
@@ -78,7 +79,8 @@ def as_body(question):
 
 def main(calls, faults, latency, concurrency):
     if min(calls, concurrency) < 1 or not 0 <= faults < 1 or latency < 0:
-        raise InputError("no such load", BENCH, "give calls and concurrency from 1, faults from 0 to below 1, latency from 0")
+        raise InputError("no such load", BENCH,
+            "give calls and concurrency from 1, faults from 0 up to 1, latency from 0")
     asked = questions(calls)
     warm = questions(2 * concurrency)
     with Server(latency, 0) as server:
@@ -103,11 +105,12 @@ def main(calls, faults, latency, concurrency):
     print(f"bare client, no faults: {limit:.1f} calls a second")
     print(f"door, no faults, nothing kept: {plain:.1f} calls a second, {plain / limit:.3f} of it")
     print(f"door, faults, all kept: {calls / seconds:.1f} answers a second, {calls / seconds / limit:.3f} of it")
-    print(f"calls sent {sent['calls']}, logged {len(log)}, of them failed {failed}; at once at most {sent['most_at_once']}")
+    print(f"calls sent {sent['calls']}, logged {len(log)}, failed {failed}; at once at most {sent['most_at_once']}")
     print(f"door, asked again: {calls / rerun:.1f} answers a second, {resent} calls")
     print(f"lost {lost}, paid twice {sent['good twice']}")
     if lost or sent["good twice"] or resent or sent["calls"] != len(log) or not again.equals(answers):
-        raise DeescalError("answers were lost, or paid for twice", BENCH, "this is a fault of the door: please report it")
+        raise DeescalError("answers were lost, or paid for twice", BENCH,
+            "this is a fault of the door: please report it")
 
 
 if __name__ == "__main__":

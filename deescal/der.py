@@ -21,8 +21,8 @@ def diarization_errors(
     turns,      # start_s, end_s, speaker_label: as found
     seconds,    # length of the recording
 ):
-    """Seconds `spoken`, `missed`, `false_alarm`, `confused`; the rates `der` and `jer` (None where nobody speaks); and how
-    many speakers there are, and were found. By pyannote.metrics, without a collar."""
+    """Seconds `spoken`, `missed`, `false_alarm`, `confused`; the rates `der` and `jer` (None where nobody speaks); and
+    how many speakers there are, and were found. By pyannote.metrics, without a collar."""
     import warnings
     from pyannote.core import Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate

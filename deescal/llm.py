@@ -12,6 +12,7 @@ __all__ = ['KEYS', 'SOUND', 'FINAL', 'UNSURE', 'CLOSED', 'PRICES', 'SOUND_BYTES'
 import asyncio, csv, json, os, random, re, time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -92,7 +93,7 @@ def sound_fault(door, question):
     suffix = question.audio.suffix.lower()
     if not question.audio.is_file() or not question.audio.stat().st_size: return "there is no recording"
     takes = (".wav", ".mp3") if door.provider == "openai" else SOUND
-    return None if suffix in takes else f"{door.provider} takes {', '.join(takes)}, not {suffix or 'a file without ending'}"
+    return None if suffix in takes else f"{door.provider} takes {', '.join(takes)}, not {suffix or 'no ending'}"
 
 def prompt(question):
     "What is sent for `question`: (the task and the rule about data, the data behind the fence)."
@@ -101,9 +102,14 @@ def prompt(question):
     fenced = "\n\n".join(fence(name, text) for name, text in question.data.items())
     return "\n\n".join(filter(None, [question.task.strip(), rule.strip()])), fenced or "Do what the task says."
 
+@lru_cache(maxsize=64)
+def _form(schema):
+    "The JSON schema of `schema`, as text; made once, for it takes a millisecond."
+    return json.dumps(schema.model_json_schema(), sort_keys=True)
+
 def question_id(door, question, schema):
     "SHA-256 of all that an answer depends on: provider, model, prompt, schema, settings, sound; never the address."
-    return digest(door.provider, door.model, prompt(question), schema.model_json_schema(), door.temperature, door.top_p,
+    return digest(door.provider, door.model, prompt(question), _form(schema), door.temperature, door.top_p,
                   door.seed, door.thinking, door.max_tokens, question.audio and file_sha256(question.audio))
 
 # %% ../nbs/00b_llm.ipynb #failure
@@ -112,7 +118,7 @@ UNSURE = {"timeout", "dropped", "bad_reply", "unknown"}  # may have been paid fo
 CLOSED = {"key_refused", "quota", "no_such_model"}       # whatever else is asked
 
 def failure(error):
-    "(outcome, detail, seconds that the server asks for, or None) of what a call raised. Never its words: they may hold a key."
+    "(outcome, detail, seconds that the server asks for or None) of what a call raised; never its words."
     from pydantic_ai import exceptions as e
     kinds = {
         e.ModelQuotaExceededError: "quota", e.ModelRateLimitError: "rate_limit", e.ModelServerError: "server_error",
@@ -148,7 +154,7 @@ def read_prices(path=""):
             return {r["model"]: tuple(float(r[k]) for k in ("input", "output", "audio")) for r in csv.DictReader(f)}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"not a table of prices: {type(error).__name__}", path,
-                         "give a CSV with the columns model, input, output, audio (US dollars per million tokens)") from None
+                         "give a CSV with the columns model, input, output, audio (US dollars a million)") from None
 
 def call_cost(price, tokens_in, tokens_out, audio_tokens=0):
     "US dollars of a call; `audio_tokens` are among `tokens_in`. None where there is no price."
@@ -176,7 +182,7 @@ SOUND_BYTES = 32  # bytes of a compressed recording that make at most one token:
 
 def most(door, question, schema, price):
     "The most that a call for `question` can take: (calls, tokens, US dollars)."
-    size = sum(len(t.encode("utf-8", "replace")) for t in (*prompt(question), json.dumps(schema.model_json_schema())))
+    size = sum(len(t.encode("utf-8", "replace")) for t in (*prompt(question), _form(schema)))
     sound = question.audio.stat().st_size // SOUND_BYTES + 1 if question.audio else 0
     return 1, size + 512 + sound + door.max_tokens, call_cost(price, size + 512 + sound, door.max_tokens, sound) or 0.0
 
@@ -193,16 +199,19 @@ def read_entry(cache, number):
             entry = json.loads(path.read_text(encoding="utf-8"))
             entry["keys"], entry["calls"] = list(entry["keys"]), [dict(_BLANK, **c) for c in entry["calls"]]
         except (ValueError, KeyError, TypeError):
-            raise InputError("this answer cannot be read any more", path, "remove the file; it is asked for again") from None
-    if path.with_suffix(".sent").is_file(): entry["calls"].append(_BLANK | {"outcome": "unknown", "detail": "killed"})
+            raise InputError("this answer cannot be read any more", path, "remove it; it is asked for again") from None
+    sent = path.with_suffix(".sent")
+    if sent.is_file():
+        if sent.read_text() == str(len(entry["calls"])): entry["calls"].append(_BLANK | {"outcome": "unknown"})
+        else: sent.unlink()  # killed when the answer was kept already, or before the call was sent
     return entry
 
-def mark_sent(cache, number):
-    "Leave a sign that a call is on its way."
+def mark_sent(cache, number, made):
+    "Leave a sign that another call is on its way, after those that were `made` before."
     if not cache: return
     sent = entry_path(cache, number).with_suffix(".sent")
     sent.parent.mkdir(parents=True, exist_ok=True)
-    sent.touch()
+    sent.write_text(str(made))
 
 def write_entry(cache, number, entry):
     "Keep what is known of a question, atomically, and take away the sign that a call is on its way."
@@ -223,7 +232,8 @@ def forget_answers(
         try: return any(map(wanted, read_entry(cache, path.stem)["keys"]))
         except InputError: return True  # nobody can say any more whose it is
     files = [p for p in Path(cache).rglob("*.json") if goes(p)]
-    for p in files: p.unlink()
+    for p in files:
+        for path in (p, p.with_suffix(".sent")): path.unlink(missing_ok=True)
     return len(files)
 
 # %% ../nbs/00b_llm.ipynb #connect
@@ -241,13 +251,14 @@ def _model(door, client):
     if not address: return OpenAIChatModel(door.model, provider=OpenAIProvider(api_key=key, http_client=client))
     provider = OpenAICompatibleProvider("compatible", base_url=address, api_key=key, http_client=client)
     older = {"openai_chat_supports_max_completion_tokens": False}  # `max_tokens`, which every such server knows
-    return OpenAIChatModel(door.model, provider=provider, profile=merge_profile(provider.model_profile(door.model), older))
+    profile = merge_profile(provider.model_profile(door.model), older)
+    return OpenAIChatModel(door.model, provider=provider, profile=profile)
 
 def _message(question, refused):
     "The messages of a call; after an answer that was `refused`, with the reason."
     from pydantic_ai.messages import BinaryContent, ModelRequest, UserPromptPart
     system, text = prompt(question)
-    if refused: text += f"\n\nAn earlier answer was refused: {refused}. Answer with JSON of the schema, and nothing else."
+    if refused: text += f"\n\nAn earlier answer was refused: {refused}. Answer with JSON of the schema, nothing else."
     content = [text]
     if question.audio:
         content.append(BinaryContent(question.audio.read_bytes(), media_type=SOUND[question.audio.suffix.lower()]))
@@ -264,7 +275,7 @@ class _Session:
         self.slots, self.settled = asyncio.Semaphore(door.concurrency), asyncio.Condition()
         self.on_the_way, self.answered, self.closed, self.not_before = 0, 0, None, 0.0
         self.rate = AsyncLimiter(1, 60 / door.calls_a_minute) if door.calls_a_minute else None
-        wanted = schema.model_json_schema()
+        wanted = json.loads(_form(schema))
         self.form = ModelRequestParameters(output_mode="native", output_object=OutputObjectDefinition(
             json_schema=wanted, name=schema.__name__, description=wanted.get("description")))
         self.settings = {
@@ -290,13 +301,13 @@ async def send(self: _Session, question, refused):
         return _BLANK | {"outcome": outcome, "detail": detail, "seconds": time.perf_counter() - start}, asks
     usage, seconds = response.usage, time.perf_counter() - start
     told = bool(usage.input_tokens or usage.output_tokens)
+    cost = call_cost(self.price, usage.input_tokens, usage.output_tokens, usage.input_audio_tokens)
     thinking = usage.details.get("thoughts_tokens", 0) + usage.details.get("reasoning_tokens", 0)
     return _BLANK | {
         "seconds": seconds, "text": _plain(response),
         "finish": response.finish_reason, "tokens_in": usage.input_tokens if told else None,
         "tokens_out": usage.output_tokens if told else None, "tokens_thinking": thinking if told else None,
-        "cost": call_cost(self.price, usage.input_tokens, usage.output_tokens, usage.input_audio_tokens) if told else None,
-    }, None
+        "cost": cost if told else None}, None
 
 # %% ../nbs/00b_llm.ipynb #limits
 def _spent(call, need):
@@ -325,7 +336,7 @@ async def settle(self: _Session, need, call):
         self.settled.notify_all()
 
 @patch
-async def attempt(self: _Session, question, number, refused):
+async def attempt(self: _Session, question, number, refused, made):
     "One call within all limits: (what the log says of it, or the reason why it was not sent; seconds to wait or None)."
     async with self.slots:
         need = most(self.door, question, self.schema, self.price)
@@ -336,7 +347,7 @@ async def attempt(self: _Session, question, number, refused):
         if self.closed:
             await self.settle(need, None)
             return self.closed, None
-        mark_sent(self.door.cache, number)
+        mark_sent(self.door.cache, number, made)
         call, asks = await self.send(question, refused)
         await self.settle(need, call)
         self.heed(call["outcome"], asks)
@@ -372,7 +383,8 @@ async def ask(self: _Session, keys, question, number):
     found = self.grade(question, calls)
     for attempt in range(sum("text" in c for c in calls) + 1, self.door.attempts + 1):
         if found[0] is not None or found[1] in FINAL: break
-        call, asks = await self.attempt(question, number, found[1] if calls and "text" in calls[-1] else "")
+        refused = found[1] if calls and "text" in calls[-1] else ""
+        call, asks = await self.attempt(question, number, refused, len(calls))
         if isinstance(call, str):
             found = None, call, ""
             break
@@ -381,7 +393,7 @@ async def ask(self: _Session, keys, question, number):
         self.answered += "text" in call
         entry["keys"] += new
         new = []
-        await asyncio.to_thread(write_entry, self.door.cache, number, entry)
+        if self.door.cache: await asyncio.to_thread(write_entry, self.door.cache, number, entry)
         if found[0] is None and found[1] not in FINAL and attempt < self.door.attempts and not self.closed:
             await asyncio.sleep(pause(attempt, self.door, random.Random(derive_seed(0, number, attempt)), asks))
     if new and calls: write_entry(self.door.cache, number, entry | {"keys": entry["keys"] + new})
@@ -435,12 +447,13 @@ def ask_all(
 ):
     """Ask `door` all `questions`: the tables (answers, calls), in their order. No fault of a server raises.
 
-    answers: key, status (ok or error), reason and detail of an error, answer (JSON of `schema`, null where there is none).
-    calls: every call ever made for these questions, of interrupted runs too. `InputError` where `door` lacks something."""
+    answers: key, status (ok or error), reason and detail of an error, answer (JSON of `schema`; null in an error).
+    calls: every call ever made for these questions, interrupted runs included. `InputError` where `door` lacks anything."""
     questions, budget = list(questions), budget or Budget()
     if len({q.key for q in questions}) < len(questions):
         raise InputError("two questions have the same key", "ask_all", "give each row a key of its own")
-    for what, remedy in door_lacks(door): raise InputError(what, f"provider {door.provider}, model {door.model!r}", remedy)
+    for what, remedy in door_lacks(door): raise InputError(what, f"provider {door.provider}, model {door.model}",
+        remedy)
     if door.provider == "none":
         return pl.DataFrame([{"key": q.key} | _error("no_llm") for q in questions], ANSWERS), pl.DataFrame(schema=CALLS)
     prices = read_prices(door.prices)

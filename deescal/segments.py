@@ -115,7 +115,8 @@ def read_json(text):
     if found is None:
         raise InputError("no list of segments", remedy=f"one of these should hold it: {', '.join(_LISTS)}")
     rows = [r if isinstance(r, dict) else {} for r in found]
-    return _collect([(i, "", *(_first(r, k) for k in ("start", "end", "label", "text"))) for i, r in enumerate(rows, 1)])
+    kinds = ("start", "end", "label", "text")
+    return _collect([(i, "", *(_first(r, k) for k in kinds)) for i, r in enumerate(rows, 1)])
 
 # %% ../nbs/04a_segments.ipynb #file
 READERS = {".rttm": read_rttm, ".ctm": read_ctm, ".json": read_json}

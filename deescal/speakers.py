@@ -76,8 +76,8 @@ def mean_embedder():
 BUILT = {"segmentation": energy_segmenter, "embedding": mean_embedder}
 
 def find_graph(kind, name, revision="", sha256="", root=Path(), work=Path()):
-    """The path of an ONNX model (`kind` segmentation or embedding) named by a path or as a file on the hub; '' builds one
-    in the folder `work`. `InputError` where it is missing, or is not the file that `sha256` promises."""
+    """The path of an ONNX model (`kind` segmentation or embedding) named by a path or as a file on the hub; '' builds
+    one in the folder `work`. `InputError` where it is missing, or is not the file that `sha256` promises."""
     where = f"diarize.{kind}"
     if not name:
         path = Path(work)/f"{kind}.onnx"

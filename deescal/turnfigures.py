@@ -45,7 +45,8 @@ def der_figure(errors):
         ax.barh(errors["clip"].to_list(), share, left=left, color=COLOURS[colour], edgecolor="white", hatch=hatch,
                 label=part.replace("_", " "))
         left = left + share
-    total = errors.select(pl.sum_horizontal(pl.col(*ERROR_PARTS).sum()) / pl.col("spoken").sum()).item() if len(errors) else 0
+    wrong = pl.sum_horizontal(pl.col(*ERROR_PARTS).sum()) / pl.col("spoken").sum()
+    total = errors.select(wrong).item() if len(errors) else 0
     finding = f"{total:.0%} of the time that people speak is wrong"
     ax.set(xlabel="share of the seconds spoken", xlim=(0, max(1, left.max(initial=0))))
     ax.invert_yaxis()

@@ -54,8 +54,9 @@ def test_fiction_is_known_by_its_hashes_and_one_foreign_file_ends_it(hashes, fic
 
 def test_what_was_made_from_fiction_is_fiction_and_nothing_else_is():
     files = pl.DataFrame({"sha256": ["1", "x"]})
-    assert find_origin(files, SHIPPED, {"x": "2"}).row(0) == (True, "A toy.")
-    assert not find_origin(files, SHIPPED, {"x": "y"})["fiction"][0] and not find_origin(files, SHIPPED)["fiction"][0]
+    assert find_origin(files, SHIPPED, {"x": ["2"]}).row(0) == (True, "A toy.")
+    assert not find_origin(files, SHIPPED, {"x": ["2", "y"]})["fiction"][0], "real captions beside an invented clip"
+    assert not find_origin(files, SHIPPED, {"x": ["y"]})["fiction"][0] and not find_origin(files, SHIPPED)["fiction"][0]
 
 def test_the_hashes_are_those_of_the_files_that_ship():
     kept = json.loads((project_root()/"data"/"fiction.json").read_text())

@@ -6,7 +6,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 # %% ../nbs/05_diarize.ipynb #test_imports
 from types import SimpleNamespace
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from deescal.segments import SEGMENT
 
@@ -57,6 +57,7 @@ def test_a_silent_stretch_may_be_empty_and_a_silent_clip_is_rejected():
     assert faults(Chunk("s", 0.0, 20.0), toy_segments()) == ["no_segments"]
     assert faults(Chunk("t", 0.0, 60.0), toy_segments((3, 4, "A", "hello"))) == ["words_without_speech"]
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.sampled_from(["ok", "none", "loop"]), min_size=1, max_size=12), st.floats(30, 500))
 def test_whatever_a_method_answers_every_recording_has_segments_or_a_reason(answers, seconds):
     nth = iter(answers * 100)

@@ -25,14 +25,15 @@ class Kept(BaseModel):
 def test_neutral_text_holds_no_token_and_no_heading_and_stays_as_it_is(text):
     once = neutral(text)
     assert neutral(once) == once
-    assert not _TOKENS.search(once) and not _BRACKETS.search(once) and not _HEADINGS.search(once) and not set("<>") & set(once)
+    assert not any(signs.search(once) for signs in (_TOKENS, _BRACKETS, _HEADINGS)) and not set("<>") & set(once)
     assert not any(_unseen(c) for c in once)
 
 @given(st.text(alphabet="abcdefgh ,.?!'", max_size=60))
 def test_plain_speech_is_left_alone(text): assert neutral(text) == text
 
 @pytest.mark.parametrize("token", [
-    "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>", "<|end_of_role|>", "<s>", "</s>",
+    "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>", "<|end_of_role|>", "<s>",
+    "</s>",
     "<bos>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]",
     "[TOOL_CALLS]", "<｜begin▁of▁sentence｜>", "<|assistant|>", "<think>", "</think>", "<system>"])
 def test_the_tokens_of_the_families_are_stripped(token):
@@ -75,7 +76,8 @@ def test_a_name_of_data_is_ours(name):
     with pytest.raises(DeescalError, match="not a name"): fence(name, "text")
 
 # %% ../nbs/00a_fence.ipynb #runaway_test
-@pytest.mark.parametrize("phrase", ["Hey, ", "stop resisting ", "I don't know what you want me to do. ", "안 돼요. ", "ha"])
+@pytest.mark.parametrize("phrase", ["Hey, ", "stop resisting ", "I don't know what you want me to do. ", "안 돼요. ",
+    "ha"])
 def test_a_loop_is_found_wherever_it_stands(phrase):
     loop = phrase * (1300 // len(phrase) + 1)
     chance = random.Random(3)
@@ -87,13 +89,17 @@ def test_a_loop_is_found_wherever_it_stands(phrase):
 GOOD = '{"keep":true,"reason":"police","why":""}'
 
 @pytest.mark.parametrize("text, finish, reason", [
-    (GOOD, "stop", ""), (f"```json\n{GOOD}\n```", "stop", ""), (f"  {GOOD}\n", None, ""), (GOOD, "length", "token_limit"),
+    (GOOD, "stop", ""), (f"```json\n{GOOD}\n```", "stop", ""), (f"  {GOOD}\n", None, ""), (GOOD, "length",
+    "token_limit"),
     (GOOD, "content_filter", "refused"), ("", "stop", "empty"), (" \n", "stop", "empty"), (":", "stop", "not_json"),
-    ("Thought process:", "stop", "not_json"), (f"Here it is: {GOOD}", "stop", "not_json"), (GOOD[:-3], "stop", "not_json"),
+    ("Thought process:", "stop", "not_json"), (f"Here it is: {GOOD}", "stop", "not_json"), (GOOD[:-3], "stop",
+    "not_json"),
     (GOOD + GOOD, "stop", "not_json"), ("[]", "stop", "wrong_shape"), ("null", "stop", "wrong_shape"),
-    ('{"keep":1,"reason":"police"}', "stop", "wrong_shape"), ('{"keep":"true","reason":"police"}', "stop", "wrong_shape"),
+    ('{"keep":1,"reason":"police"}', "stop", "wrong_shape"), ('{"keep":"true","reason":"police"}', "stop",
+    "wrong_shape"),
     ('{"keep":true,"reason":"love"}', "stop", "wrong_shape"), ('{"keep":true}', "stop", "wrong_shape"),
-    ('{"keep":true,"reason":"police","SECRET words":1}', "stop", "wrong_shape"), ("hey, " * 900, "length", "repetition"),
+    ('{"keep":true,"reason":"police","SECRET words":1}', "stop", "wrong_shape"), ("hey, " * 900, "length",
+    "repetition"),
     ('{"keep":true,"reason":"police","why":"' + "hey, " * 300 + '"}', "stop", "repetition"),
     ('{"why": "' + "\\n" * 3000, "length", "repetition"), ("hey, " * 900, "stop", "repetition"),
     ('{"keep":true,"reason":"police","why":"\ud800"}', "stop", "wrong_shape")])

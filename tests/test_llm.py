@@ -43,10 +43,12 @@ def test_the_identity_of_a_question_is_all_that_its_answer_depends_on(tmp_path):
     sound.write_bytes(b"RIFF")
     same = [one, one._replace(key="other")]
     assert len({question_id(door, q, Kept) for q in same}) == 1
-    assert question_id(Door("google", "m", "http://h/", concurrency=1, cache="x"), one, Kept) == question_id(door, one, Kept)
+    assert question_id(Door("google", "m", "http://h/", concurrency=1, cache="x"), one, Kept) == question_id(door,
+        one, Kept)
     differ = [(door, one, Kept), (door, one, Other), (door, one._replace(data={"title": "b"}), Kept),
               (door, one._replace(task="Is it not?"), Kept), (door, one._replace(audio=sound), Kept),
-              (Door("openai", "m"), one, Kept), (Door("google", "n"), one, Kept), (Door("google", "m", seed=1), one, Kept),
+              (Door("openai", "m"), one, Kept), (Door("google", "n"), one, Kept), (Door("google", "m", seed=1), one,
+              Kept),
               (Door("google", "m", temperature=0.5), one, Kept), (Door("google", "m", max_tokens=9), one, Kept)]
     assert len({question_id(*d) for d in differ}) == len(differ)
 
@@ -55,7 +57,8 @@ def test_the_identity_of_a_question_is_all_that_its_answer_depends_on(tmp_path):
 def test_no_attack_changes_the_task(attack):
     plain, attacked = (Question("a", "Is it?", {"title": t}) for t in ("A title.", attack))
     assert prompt(plain)[0] == prompt(attacked)[0]
-    assert outside(prompt(attacked)[1]) == [f"BEGIN DATA title ({len(prompt(attacked)[1].splitlines()) - 2} lines)", "END DATA title"]
+    lines = prompt(attacked)[1].split("\n")
+    assert outside(prompt(attacked)[1]) == [f"BEGIN DATA title ({len(lines) - 2} lines)", "END DATA title"]
 
 # %% ../nbs/00b_llm.ipynb #pause_test
 @given(st.integers(1, 30), st.floats(0, 1000) | st.none(), st.integers(0, 99))
@@ -106,8 +109,12 @@ def test_what_is_kept_is_read_again_and_can_be_forgotten(tmp_path):
     assert [p.name for p in tmp_path.rglob("*.json")] == ["cd2.json"]
 
 def test_a_broken_answer_and_a_call_on_its_way_are_not_taken_for_answers(tmp_path):
-    mark_sent(tmp_path, "ab1")
+    mark_sent(tmp_path, "ab1", 0)
     assert [c["outcome"] for c in read_entry(tmp_path, "ab1")["calls"]] == ["unknown"]
+    entry = {"keys": ["v1"], "calls": [_BLANK | {"outcome": "ok", "text": "a"}]}
+    write_entry(tmp_path, "ab1", entry)
+    mark_sent(tmp_path, "ab1", 0)  # as after a kill between the answer and the end of its sign
+    assert read_entry(tmp_path, "ab1") == entry and not list(tmp_path.rglob("*.sent"))
     for text in ("", '{"keys": []}', "[1]", '{"keys": 1, "calls": [2]}'):
         entry_path(tmp_path, "ab1").write_text(text)
         with pytest.raises(InputError, match="asked for again"): read_entry(tmp_path, "ab1")

@@ -5,7 +5,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 
 # %% ../nbs/04a_segments.ipynb #test_imports
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from deescal.read import parse_file
 
@@ -30,23 +30,28 @@ def test_rttm_and_ctm_say_which_lines_cannot_be_used():
     words, rejects = read_ctm("r A 1 0.2 hey\nr B 1.3 -0.1 no\nr B 1.3 0.2 no\n;; end\nr A 2\n")
     assert words["speaker_label"].to_list() == ["A", "B"] and rejects["line"].to_list() == [2, 5]
 
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(
-    st.sampled_from(["SPEAKER", ";;", ""]), st.text("abc ", max_size=3), st.floats(-1, 9) | st.text("1e-n.", max_size=4),
-    st.floats(-1, 9))))
+    st.sampled_from(["SPEAKER", ";;", ""]), st.text("abc ", max_size=3),
+    st.floats(-1, 9) | st.text("1e-n.", max_size=4), st.floats(-1, 9))))
 def test_no_line_of_an_rttm_is_lost(lines):
     text = "\n".join(f"{kind} r 1 {start} {duration} <NA> <NA> s{name}" for kind, name, start, duration in lines)
     segments, rejects = read_rttm(text)
     assert len(segments) + len(rejects) == sum(kind == "SPEAKER" for kind, *_ in lines)
     assert segments["start_s"].is_sorted() and (segments["start_s"] <= segments["end_s"]).all()
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(), st.sampled_from(sorted(READERS)))
 def test_any_text_is_read_or_refused_with_our_error(text, suffix):
     try: segments, rejects = read_segments(text.encode("utf-8", "surrogatepass"), suffix, "r")
     except InputError: return
     assert segments.schema == SEGMENT and not segments.null_count().sum_horizontal().item()
 
-json_values = st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=4), lambda x: st.lists(
-    x, max_size=4) | st.dictionaries(st.sampled_from([*_LISTS, "start", "end", "segment", "speaker", "text", "output"]), x))
+names = st.sampled_from([*_LISTS, "start", "end", "segment", "speaker", "text", "output"])
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=4),
+    lambda x: st.lists(x, max_size=4) | st.dictionaries(names, x))
+@settings(max_examples=30, deadline=None)
 @given(json_values)
 def test_any_json_is_read_or_refused_with_our_error(value):
     try: segments, rejects = read_json(json.dumps(value))
@@ -64,6 +69,7 @@ def test_the_recordings_of_others_are_left_out():
     assert len(read_segments(RTTM.encode("utf-16"), ".RTTM", "another_name")[0]) == 2
 
 # %% ../nbs/04a_segments.ipynb #write_test
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 40_000), st.text(max_size=6), st.text(max_size=20))))
 def test_what_is_written_is_read_again_row_for_row(rows):
     "By the reader of released files (05a), which shares nothing with the writer."

@@ -5,7 +5,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 
 # %% ../nbs/04b_speakers.ipynb #test_imports
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from deescal.audio import decode_audio, speech_probability, voice_stretches
 from deescal.engine.files import project_root
@@ -42,7 +42,8 @@ def test_a_model_is_built_or_found_by_path_and_hash(tmp_path):
 
 @pytest.mark.parametrize("name, revision", [("nowhere.onnx", ""), ("owner/repository/file.onnx", "")])
 def test_a_model_that_is_not_there_is_named_with_a_remedy(name, revision, tmp_path):
-    with pytest.raises(InputError, match="diarize.segmentation"): find_graph("segmentation", name, revision, root=tmp_path)
+    with pytest.raises(InputError, match="diarize.segmentation"):
+        find_graph("segmentation", name, revision, root=tmp_path)
 
 def test_a_hub_that_cannot_be_reached_is_an_error_of_ours(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -69,7 +70,8 @@ def test_two_voices_of_a_clip_are_told_apart_and_put_in_order(tmp_path):
     quieter = speaker_turns(evenly_loud(only_voices(sound / 20, heard)), diarizer_at(tmp_path))
     assert quieter["speaker_label"].to_list() == turns["speaker_label"].to_list()
 
-@pytest.mark.parametrize("seconds, level", [(0, 0), (0.001, 0.1), (3, 0), (0.4, 0.1), (2.5, 1e-9), (2.5, 0.1), (2.75, 0.1)])
+@pytest.mark.parametrize("seconds, level", [
+    (0, 0), (0.001, 0.1), (3, 0), (0.4, 0.1), (2.5, 1e-9), (2.5, 0.1), (2.75, 0.1)])
 def test_silence_and_scraps_of_sound_do_not_end_the_process(tmp_path, seconds, level):
     rng = np.random.default_rng(0)
     sound = rng.normal(0, level or 1e-30, int(seconds * SAMPLE_RATE)).astype(np.float32) if level else np.zeros(
@@ -78,6 +80,7 @@ def test_silence_and_scraps_of_sound_do_not_end_the_process(tmp_path, seconds, l
     assert turns.schema == SPEAKER_TURN and (turns["end_s"] <= seconds).all()
 
 times = st.floats(0, 100)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(times, times), min_size=1, max_size=12), st.lists(st.tuples(times, times), max_size=12))
 def test_every_word_has_a_mouth_and_no_other_turn_overlaps_it_more(turns, words):
     turns = pl.DataFrame([(*sorted(t), f"S{i}") for i, t in enumerate(turns)], schema=SPEAKER_TURN, orient="row")

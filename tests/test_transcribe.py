@@ -96,29 +96,37 @@ def test_whisper_hears_only_where_there_is_a_voice():
     assert shown[1] is None
 
 # %% ../nbs/02_transcribe.ipynb #many_test
-def three(tmp_path):
-    for name in ("youtube_9103", "youtube_9107", "youtube_9108"):
-        for file in (f"{name}.ogg", f"{name}.en.vtt"): (tmp_path/file).write_bytes((CLIPS/file).read_bytes())
-    return pl.DataFrame([video(f"v{i}", clip=f"youtube_{i}.ogg") for i in (9103, 9107, 9108)] + [video("../../x")],
-                        infer_schema_length=None, schema_overrides={"duration_s": pl.Float64, "caption": pl.String})
+def four(**changed):
+    "Three videos whose text the released list holds, and one whose identifier is an attack."
+    texts = {"a": "step out please", "b": "why me", "c": "no no no"} | changed
+    return pl.DataFrame([video(k, caption=t) for k, t in texts.items()] + [video("../../x")], schema_overrides={
+        "duration_s": pl.Float64, "caption": pl.String, "clip": pl.String})
 
 def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path):
-    videos, work = three(tmp_path), tmp_path/"work"
-    first = transcribe_videos(videos, Hearing(), work, tmp_path)
+    work = tmp_path/"work"
+    first = transcribe_videos(four(), Hearing(), work, tmp_path)
     made = {p.name: p.stat().st_mtime_ns for p in work.iterdir()}
-    assert transcribe_videos(videos, Hearing(), work, tmp_path) == first and len(made) == 4
-    captions = tmp_path/"youtube_9107.en.vtt"
-    captions.write_text(captions.read_text().replace("onion", "garlic"))
-    again = transcribe_videos(videos, Hearing(), work, tmp_path)
+    assert transcribe_videos(four(), Hearing(), work, tmp_path) == first and len(made) == 4
+    again = transcribe_videos(four(b="why you"), Hearing(), work, tmp_path)
     assert [a == b for a, b in zip(again, first)] == [True, False, True, True]
     assert {p.name: p.stat().st_mtime_ns for p in work.iterdir() if p.name in made} == made
     assert all(p.parent == work for p in tmp_path.rglob("*.json"))
 
+def test_a_result_hangs_on_the_clip_its_captions_and_the_settings(tmp_path):
+    (tmp_path/"a.ogg").write_bytes(b"sound")
+    row, keys = video(clip="a.ogg"), []
+    keys.append(result_key(row, Hearing(), tmp_path))
+    (tmp_path/"a.en.vtt").write_text("WEBVTT")
+    keys += [result_key(row, Hearing(), tmp_path), result_key(row, Hearing(gate=False), tmp_path)]
+    (tmp_path/"a.ogg").write_bytes(b"other sound")
+    keys += [result_key(row, Hearing(), tmp_path), result_key(row | {"status": "deleted"}, Hearing(), tmp_path)]
+    assert len(set(keys)) == 5
+    assert result_key(row | {"title": "x", "views": 7}, Hearing(), tmp_path) == keys[3]
+
 def test_a_broken_result_is_made_again(tmp_path):
-    videos, work = three(tmp_path), tmp_path/"work"
-    first = transcribe_videos(videos, Hearing(), work, tmp_path)
-    for path in work.iterdir(): path.write_text(path.read_text()[:50])
-    assert transcribe_videos(videos, Hearing(), work, tmp_path) == first
+    first = transcribe_videos(four(), Hearing(), tmp_path/"work", tmp_path)
+    for path in (tmp_path/"work").iterdir(): path.write_text(path.read_text()[:50])
+    assert transcribe_videos(four(), Hearing(), tmp_path/"work", tmp_path) == first
 
 def test_what_the_platform_refuses_today_is_asked_again_tomorrow(tmp_path):
     asked, videos = [], pl.DataFrame([video("a"), video("b")], schema_overrides={
@@ -134,7 +142,7 @@ def test_what_the_platform_refuses_today_is_asked_again_tomorrow(tmp_path):
     assert [r["transcript"]["status"] for r in again] == ["ok", "ok"]
 
 def test_shards_share_the_work_and_a_last_run_finds_it(tmp_path):
-    videos, work = three(tmp_path), tmp_path/"work"
+    videos, work = four(), tmp_path/"work"
     parts = [transcribe_videos(videos.filter(pl.Series([in_shard(v, s, 3) for v in videos["video_id"]])),
                                Hearing(), work, tmp_path, shard=s, shards=3) for s in range(3)]
     assert sum(map(len, parts)) == len(videos)
@@ -148,7 +156,7 @@ def test_shards_share_the_work_and_a_last_run_finds_it(tmp_path):
         transcribe_videos(videos, Hearing(), work, tmp_path, shard=3)
 
 def test_tables_and_account_hold_every_video_and_cue(tmp_path):
-    videos = three(tmp_path)
+    videos = four()
     tables = transcript_tables(transcribe_videos(videos, Hearing(), tmp_path/"work", tmp_path))
     assert tables["transcripts"]["video_id"].to_list() == videos["video_id"].to_list()
     said = tables["words"].group_by("video_id", maintain_order=True).agg(pl.col("text").str.join(" "))

@@ -29,7 +29,8 @@ ROLES = {"officer": "officer", "civilian": "civilian", "host": "other", "instruc
 CLIPS = {
     "youtube_9101": {"lines": [
         ("officer_1", 0.6,
-         "Good evening, ma'am. I'm Officer Hale with the city police. I stopped you because your left tail light is out.",
+         "Good evening, ma'am. I'm Officer Hale with the city police. "
+         "I stopped you because your left tail light is out.",
          None),
         ("civilian_1", 0.5, "Are you serious? I just came from work and I'm tired. Why are you picking on me?",
          "are you serious i just came from work and i'm tired why are you picking a me"),
@@ -38,7 +39,8 @@ CLIPS = {
         ("civilian_1", 0.4, "Fine. It's in the glove box. I'm reaching for it now, don't shoot me over a light bulb.",
          "find it's in the glove box i'm reaching for now don't shoot me over a light bulb"),
         ("officer_1", 0.6,
-         "Take your time. Nobody is in trouble tonight. I'll write a warning and you can fix it this week.", None),
+         "Take your time. Nobody is in trouble tonight. I'll write a warning and you can fix it this week.",
+         "take your time nobody is in trouble tonight i'll write a morning and you can fix it this week"),
         ("civilian_1", 0.5, "Okay. Thank you for being decent about it.",
          "okay thank you for being descent about it")]},
     "youtube_9102": {"music": 0.030, "lines": [
@@ -50,7 +52,8 @@ CLIPS = {
          "happy birthday i am not here to end your party i only need it quieter after 11"),
         ("civilian_3", 0.4, "And if I say no, what are you going to do, arrest me?",
          "and if i say no what you gonna do arrest me"),
-        ("officer_2", 0.5, "I'd rather not. If I have to come back there will be a citation. Help me out here.", None),
+        ("officer_2", 0.5, "I'd rather not. If I have to come back there will be a citation. Help me out here.",
+         "i'd rather not if i have to come back there will be a station help me here"),
         ("civilian_3", 0.5, "All right, all right. I'll close the windows and turn it down.",
          "all right alright i'll close the window and turn it down")]},
     "youtube_9103": {"invented": [(10.0, 12.5, "thanks for watching")], "lines": [
@@ -62,7 +65,8 @@ CLIPS = {
         ("civilian_2", 0.4, "Well, that took long enough. He should apologise to me as well.",
          "well that took long enough he should apologize to me as well"),
         ("officer_3", 0.5,
-         "I understand you're upset. Let's get you home safe first, the rest is for the insurers.", None)]},
+         "I understand you're upset. Let's get you home safe first, the rest is for the insurers.",
+         "i understand you're upset let's get you home save first the rest is for the ensure us")]},
     "youtube_9104": {"lines": [
         ("officer_1", 0.5, "Folks, one at a time, please. Who called nine one one?",
          "folks one at a time please who called 911"),
@@ -70,10 +74,12 @@ CLIPS = {
          "i did officer she took my bicycle and she won't give it back"),
         ("civilian_1", -1.4, "That's a lie, he lent it to me, I have the message right here!",
          "that's a lie he went to me i have the message here"),
-        ("officer_1", 0.3, "Stop. Both of you take a breath. You will each get your turn, I promise.", None),
+        ("officer_1", 0.3, "Stop. Both of you take a breath. You will each get your turn, I promise.",
+         "stop both of you take a breath you'll each get your turn i promise"),
         ("civilian_1", 0.4, "Okay. Look at the phone. It says keep it until Friday.",
          "okay look at the phone it says keep it till friday"),
-        ("officer_1", -0.6, "Thank you. That helps. Sir, would you agree that she brings it back on Friday?", None),
+        ("officer_1", -0.6, "Thank you. That helps. Sir, would you agree that she brings it back on Friday?",
+         "thank you that helps so would you agree that she brings it back on friday"),
         ("civilian_4", 0.4, "I suppose so. Friday is fine.", "i suppose so friday's fine")]},
     "youtube_9105": {"lines": [
         ("officer_2", 0.6, "Hello there. You have been sitting on this bench a while. Are you all right?", None),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from .errors import FINAL, DeescalError, host_error
+from .errors import FINAL_ERRORS, DeescalError, host_error
 from .files import atomic, digest, write_text
 from .jobs import (
     WRITTEN, fingerprint, job_writes, outputs, page_fingerprint, page_stale, read_record, stale)
@@ -142,7 +142,7 @@ def _cell_error(job, notebook, error):
     return DeescalError(
         f"{job.name} stopped: " + said.replace("\n", "\n    "), where=notebook.relative_to(job.run.root),
         remedy=_room_remedy(job, said) or "open that notebook: it is executed up to the cell that failed",
-        final=name in {c.__name__ for c in FINAL})
+        final=name in {c.__name__ for c in FINAL_ERRORS})
 
 # %% ../../nbs/appendix/A13_execute.ipynb #is_ours
 def _is_ours(name):

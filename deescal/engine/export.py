@@ -171,7 +171,7 @@ def lock_text(
 
     torch and the CUDA packages that come with one of its builds are left out: which build it is, a user chooses."""
     blocks = re.findall(r"^[A-Za-z0-9].*(?:\n[ \t]+\S.*)*", compiled, re.M)
-    torch = re.compile(r"(torch|triton|(nvidia|cuda)[\w.-]*)==", re.I)
+    torch = re.compile(r"(torch|(nvidia|cuda)[\w.-]*)==", re.I)
     return LOCK_HEAD + "".join(b + "\n" for b in blocks if not torch.match(b))
 
 # %% ../../nbs/appendix/A16_export.ipynb #write_lock_file

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 PACKAGES = (
     "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "ftfy", "py3langid", "names", "mlcroissant",
     "rapidfuzz", "rouge-score", "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "tokenizers", "torch",
-    "peft", "trl", "bitsandbytes", "accelerate", "datasets", "matplotlib")
+    "peft", "trl", "bitsandbytes", "accelerate", "datasets", "matplotlib", "yt-dlp", "openai-whisper", "onnxruntime",
+    "sherpa-onnx", "silero-vad", "jiwer", "meeteval", "pyannote.metrics", "pydantic-ai-slim")
 
 def versions():
     "Versions of Python and of the packages that results depend on; 'not installed' where one is missing."

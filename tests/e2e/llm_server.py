@@ -22,7 +22,8 @@ HINT = re.compile(r"\n\nAn earlier answer was refused:[^\n]*$")     # what a ret
 FAULTS = {
     "429": "too many calls; Retry-After: 1", "429 date": "the same, as an HTTP date", "429 bare": "the same, no header",
     "429 long": "Retry-After: a day", "quota": "the account is used up", "500": "", "503": "", "401": "", "404": "",
-    "400": "", "timeout": "no answer while the client waits", "hang": "no answer until the server ends, nothing counted",
+    "400": "", "timeout": "no answer while the client waits",
+    "hang": "no answer until the server ends, nothing counted",
     "drop": "the connection ends in the middle of the body", "close": "it ends before the first byte",
     "page": "200 with a page of HTML", "prose": "text, no JSON", "half": "half a JSON", "types": "wrong types",
     "extra": "a field that nobody asked for", "loop": "a phrase until the token limit", "length": "cut at the limit",
@@ -55,7 +56,8 @@ def read_call(path, body):
     else:
         said = {m["role"]: m["content"] for m in body["messages"]}
         parts = said["user"] if isinstance(said["user"], list) else [{"type": "text", "text": said["user"]}]
-        system, schema = said.get("system", ""), body.get("response_format", {}).get("json_schema", {}).get("schema", {})
+        system, schema = said.get("system", ""), body.get("response_format", {}).get("json_schema", {}).get("schema",
+            {})
         text = "".join(p.get("text", "") for p in parts)
         media = [p["input_audio"] for p in parts if p["type"] == "input_audio"]
     return HINT.sub("", text), system, schema, media
@@ -112,7 +114,8 @@ class LLMServer:
         if fault in ("500", "503", "404", "400", "401"):
             return failed(int(fault), "invalid_api_key" if fault == "401" else "loopback_error")
         if fault == "429": return failed(429, "rate_limit", **{"Retry-After": "1"})
-        if fault == "429 date": return failed(429, "rate_limit", **{"Retry-After": formatdate(time.time() + 2, usegmt=True)})
+        if fault == "429 date": return failed(429, "rate_limit", **{"Retry-After": formatdate(time.time() + 2,
+            usegmt=True)})
         if fault == "429 bare": return failed(429, "rate_limit")
         if fault == "429 long": return failed(429, "rate_limit", **{"Retry-After": "86400"})
         if fault == "quota": return failed(429, "insufficient_quota")
@@ -170,7 +173,8 @@ class LLMServer:
 
     async def _main(self, started):
         server = await asyncio.start_server(self.serve, "127.0.0.1", 0, limit=2**27)
-        self.port, self._loop, self._end = server.sockets[0].getsockname()[1], asyncio.get_running_loop(), asyncio.Event()
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self.port = server.sockets[0].getsockname()[1]
         started.set()
         async with server:
             await self._end.wait()

@@ -190,7 +190,7 @@ def test_a_loop_over_the_whole_clip_is_mended_by_halves(clip, tmp_path, monkeypa
     with LLMServer(answer=lambda p, b: sizes.append(len(b["messages"][-1]["content"][-1]["input_audio"]["data"])) or answer(p, b)) as server:
         segments, why, asked = listened(server, "openai", clip, tmp_path)
     assert max(sizes) > 1_200_000 > min(sizes), sizes
-    assert why == "" and asked == 3 and set(segments["speaker_label"]) == {"[Officer]", "Speaker 2"}
+    assert why == "" and asked == 3 and {"[Officer]", "Speaker 2"} <= set(segments["speaker_label"])
 
 
 # --- kills ----------------------------------------------------------------------------------------------------------

@@ -128,7 +128,8 @@ def test_at_most_so_many_calls_at_once_and_a_minute():
 @pytest.mark.parametrize("provider", ["openai", "google"])
 def test_a_budget_of_calls_is_used_up_and_never_passed(provider):
     with LLMServer(latency=0.01, fault=random_faults(0.3)) as server:
-        answers, calls = ask_all(door_to(server, provider, concurrency=8), questions(60), Mark, budget := Budget(calls=25))
+        answers, calls = ask_all(door_to(server, provider, concurrency=8), questions(60), Mark,
+            budget := Budget(calls=25))
         assert len(server.calls) == len(calls) == budget.spent[0] == 25
         assert set(answers.filter(pl.col("status") == "error")["reason"]) <= {"budget", *calls["outcome"]}
         assert (answers["status"] == "ok").sum() <= 25
@@ -189,13 +190,15 @@ def test_the_same_question_under_many_keys_is_asked_once(tmp_path):
 def test_a_check_refuses_an_answer_and_the_model_is_told_why_in_our_words():
     def answer(prompt, body):
         told = json.dumps(body)
-        return json.dumps({"keep": True, "score": 1, "kind": "police", "why": "quoted" if "not_quoted" in told else "made up"})
+        why = "quoted" if "not_quoted" in told else "made up"
+        return json.dumps({"keep": True, "score": 1, "kind": "police", "why": why})
     with LLMServer(answer=answer) as server:
         answers, calls = ask_all(door_to(server), questions(2), Mark,
                                  check=lambda a, q: None if a.why == "quoted" else "not_quoted")
         assert calls["outcome"].to_list() == ["not_quoted", "ok"] * 2 and set(answers["status"]) == {"ok"}
-        hints = [c["body"]["messages"][-1]["content"].partition("An earlier answer was refused: ")[2] for c in server.calls]
-        assert sorted(set(hints)) == ["", "not_quoted. Answer with JSON of the schema, and nothing else."]
+        said = [c["body"]["messages"][-1]["content"] for c in server.calls]
+        hints = [text.partition("An earlier answer was refused: ")[2] for text in said]
+        assert sorted(set(hints)) == ["", "not_quoted. Answer with JSON of the schema, nothing else."]
 
 
 def test_each_shape_carries_settings_schema_and_sound(tmp_path):
@@ -203,7 +206,8 @@ def test_each_shape_carries_settings_schema_and_sound(tmp_path):
     sound.write_bytes(b"RIFF\0sound")
     with LLMServer(thinking=7) as server:
         for provider in ("google", "openai"):
-            _, calls = ask_all(door_to(server, provider, max_tokens=77), [Question("v", "Who speaks?", audio=sound)], Mark)
+            _, calls = ask_all(door_to(server, provider, max_tokens=77), [Question("v", "Who speaks?", audio=sound)],
+                Mark)
             assert calls["tokens_thinking"].to_list() == [7] and calls["tokens_in"][0] > 0
         google, openai = server.calls
     config = google["body"]["generationConfig"]
@@ -227,7 +231,8 @@ def test_a_recording_that_cannot_be_sent_is_a_row_and_the_others_are_asked(tmp_p
         for provider, ok in (("google", 2), ("openai", 1)):
             answers, _ = ask_all(door_to(server, provider), [
                 Question(n, "Who speaks?", audio=tmp_path / n) for n in names], Mark)
-            assert answers["key"].to_list() == names and answers["reason"].to_list() == [None] * ok + ["no_sound"] * (5 - ok)
+            assert answers["key"].to_list() == names
+            assert answers["reason"].to_list() == [None] * ok + ["no_sound"] * (5 - ok)
 
 
 def test_thinking_is_off_for_gemini_2_5():
@@ -240,7 +245,8 @@ def test_thinking_is_off_for_gemini_2_5():
 class Gullible:
     "A model that obeys whatever it is told by a line that is not quoted, and reads the quoted ones only as data."
     def __call__(self, prompt, body):
-        orders = [line for line in outside(prompt) if line and not line.startswith(("BEGIN DATA title (", "END DATA title"))]
+        ours = ("BEGIN DATA title (", "END DATA title")
+        orders = [line for line in outside(prompt) if line and not line.startswith(ours)]
         return orders[0] if orders else json.dumps({"keep": False, "score": 0, "kind": "other", "why": "read"})
 
 
@@ -269,7 +275,8 @@ def test_no_key_is_in_any_file_table_log_or_message(tmp_path, caplog, capsys):
     caplog.set_level(logging.INFO)
     secret = [CANARY, base64.b64encode(CANARY.encode()).decode()]
     def run(provider, faults):
-        with LLMServer(fault=lambda p, nth: faults[int(p.rpartition("number ")[2].split()[0])] if not nth else None, slow=2) as s:
+        def fault(prompt, nth): return faults[int(prompt.rpartition("number ")[2].split()[0])] if not nth else None
+        with LLMServer(fault=fault, slow=2) as s:
             door = door_to(s, provider, cache=str(tmp_path / provider), timeout=1, longest_wait=3)
             answers, calls = ask_all(door, questions(len(faults)), Mark)
             assert all(CANARY in str(c["headers"]) for c in s.calls) and len(s.calls) >= len(faults)
@@ -292,7 +299,8 @@ JOB = """
     import sys
     sys.path.insert(0, {here!r})
     from test_door import *
-    answers, calls = ask_all(Door("openai", "m", sys.argv[1], cache=sys.argv[2], concurrency=8, wait=0.01), questions(200), Mark)
+    door = Door("openai", "m", sys.argv[1], cache=sys.argv[2], concurrency=8, wait=0.01)
+    answers, calls = ask_all(door, questions(200), Mark)
     answers.write_parquet(sys.argv[2] + "/answers.parquet"), calls.write_parquet(sys.argv[2] + "/calls.parquet")
 """
 

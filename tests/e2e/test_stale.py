@@ -121,12 +121,12 @@ def test_an_example_reaches_a_page_only_where_it_is_shown(copy):
 
 
 def test_another_version_of_a_package_reaches_the_jobs_that_import_it(copy, monkeypatch, tmp_path):
-    "A newer scipy is put before the one that is installed: its metadata, which is where versions are read."
+    "A newer sacrebleu is put before the one that is installed: its metadata, which is where versions are read."
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    (tmp_path / "scipy-99.0.dist-info").mkdir()
-    (tmp_path / "scipy-99.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: scipy\nVersion: 99.0\n")
+    (tmp_path / "sacrebleu-99.0.dist-info").mkdir()
+    (tmp_path / "sacrebleu-99.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: sacrebleu\nVersion: 99.0\n")
     jobs = {j.name: stale(j) for j in resolve("micro", root=copy.root)}
-    assert "version scipy changed" in jobs["11_score"] and jobs["06_corpus"] == [] and jobs["09_finetune-tiny"] == []
+    assert "version sacrebleu changed" in jobs["11_score"] and jobs["06_corpus"] == [] and jobs["09_finetune-tiny"] == []
 
 
 @pytest.mark.parametrize("module", ["finetune", "train", "chat", "base", "text", "engine/files", "engine/tables", "engine/run"])
