@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROJECTIONS', 'FUSED', 'REGISTRY', 'resolve_source', 'tiny_model', 'base_source', 'load_tokenizer', 'compute_dtype',
            'model_class', 'load_base', 'attach_to', 'check_model', 'check_length', 'describe_base', 'template_of',
-           'folder_facts', 'facts', 'make_tiny']
+           'folder_facts', 'facts', 'egress', 'make_tiny']
 
 # %% ../nbs/08d_base.ipynb #imports
 import json, os
@@ -14,6 +14,7 @@ from pathlib import Path
 from .chat import ChatFormat, train_tokenizer
 from .engine.errors import DeescalError, InputError, did_you_mean
 from .engine.files import file_sha256, path_sha256
+from .engine.provenance import hub_host
 from .train import pack, quiet, train, utterance_documents
 
 # %% ../nbs/08d_base.ipynb #registry
@@ -214,6 +215,14 @@ def facts(job):
         return [("ok", f"model {where}", "in the hub's cache")]
     if HF_HUB_OFFLINE: return [("MISSING", f"model {where}", "not in the hub's cache, and HF_HUB_OFFLINE is set")]
     return [("ok", f"model {where}", "will be fetched from the hub; a gated one needs `hf auth login`")]
+
+# %% ../nbs/08d_base.ipynb #egress
+def egress(job):
+    "The hosts that a job which loads a model, or an encoder, could send something to."
+    source, encoder = job.params.get("source") or "tiny", job.params.get("encoder", "minilm")
+    try: named = resolve_source(source, job.run.root)[0] == "hub"
+    except InputError: named = False  # nothing that could be loaded
+    return [hub_host()] if named or encoder != "minilm" and not job.run.path(encoder).is_dir() else []
 
 # %% ../nbs/08d_base.ipynb #make
 def make_tiny(messages, split, work, out, params):

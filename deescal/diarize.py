@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TIMED', 'HOPELESS', 'files_made', 'plan_scenarios', 'words_of', 'hear', 'spoken_within', 'turns_here', 'diarize_here',
            'read_made', 'answers_in_rounds', 'put_together', 'checker', 'copy_labelled', 'write_diarized', 'gather',
-           'labelled_segments', 'describe_diarizations', 'diarize_accounting', 'facts']
+           'labelled_segments', 'describe_diarizations', 'diarize_accounting', 'facts', 'egress']
 
 # %% ../nbs/05_diarize.ipynb #imports
 import hashlib, shutil
@@ -20,6 +20,7 @@ from .chunks import Chunk, plan_chunks, segment_words, stitch
 from .engine.errors import InputError
 from .engine.files import atomic, digest, file_sha256, safe_id
 from .engine.progress import tqdm
+from .engine.provenance import hub_host
 from .engine.run import account
 from .engine.tables import TABLES
 from .read import find_transcripts, read_folder
@@ -265,3 +266,13 @@ def facts(job):
         out.append(("ok", "sound leaves this host", f"to {destination(door)}") if p["llm"] != "none" else
                    ("MISSING", "a model that listens", "set diarize.llm to google or openai, or diarize.method to local"))
     return out
+
+# %% ../nbs/05_diarize.ipynb #egress
+def egress(job):
+    "The hosts that this stage could send something to: sound to the model that listens, else a question for weights."
+    p = job.params
+    if p["method"] == "gemini":
+        from deescal.llm import Door, destination
+        return [destination(Door(p["llm"], p["llm_model"], p["base_url"]))]
+    named = [p[kind] for kind in ("segmentation", "embedding") if p["method"] == "local" and p[kind]]
+    return [hub_host() for name in named if not (job.run.root/Path(name).expanduser()).is_file()]

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Source', 'channel_table', 'found_of', 'from_archive', 'from_released', 'from_network', 'find_clips', 'harvest_tables',
-           'harvest_accounting', 'leave_out_forgotten', 'listed_still', 'switched_on', 'facts']
+           'harvest_accounting', 'switched_on', 'facts', 'egress']
 
 # %% ../nbs/01_harvest.ipynb #imports
 import os
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import polars as pl
 
@@ -144,3 +145,9 @@ def facts(job):
     found = js_runtime()
     return said + [("ok", f"JavaScript runtime for YouTube: {found}", "") if found else (
         "optional", "JavaScript runtime not found", "YouTube wants one: install deno (2.3 or newer) or node (22)")]
+
+# %% ../nbs/01_harvest.ipynb #egress
+def egress(job):
+    "The hosts that the harvest could send something to."
+    if job.params["videos_from"] != "network": return []
+    return [urlsplit(TERMS[p]).hostname.removeprefix("www.") for p in switched_on(job.params)]

@@ -6,7 +6,7 @@
 __all__ = ['CLOCKS_DIFFER', 'PASSING', 'PLANTED', 'caption_frames', 'text_frames', 'judge_cues', 'kept_words', 'Hearing',
            'sound_of', 'captions_of', 'caption_sha256', 'transcribe_video', 'result_key', 'until_blocked', 'in_shard',
            'transcribe_videos', 'transcript_tables', 'transcribe_accounting', 'count_errors', 'longest_pause',
-           'planted_silence', 'facts']
+           'planted_silence', 'facts', 'egress']
 
 # %% ../nbs/02_transcribe.ipynb #imports
 import json
@@ -303,3 +303,11 @@ def facts(job):
     if model == "noise": return [*out, ("ok", "speech model noise", "random weights: its text means nothing")]
     if str(model).endswith(".pt"): return [*out, ("ok", f"speech model {name}", "a file")]
     return [*out, ("ok", f"speech model {name}", "fetched when it is first needed, unless it is in Whisper's cache")]
+
+# %% ../nbs/02_transcribe.ipynb #egress
+def egress(job):
+    "The hosts that this stage could send something to: for captions, and for a model's weights."
+    p = job.params
+    named = p["speech_model"] != "noise" and not str(p["speech_model"]).endswith(".pt")
+    return (["youtube.com"] * (p["fetch"] and p["method"] != "whisper")
+            + ["openaipublic.azureedge.net"] * (named and (p["method"] != "captions" or p["planted_clip"] != "")))

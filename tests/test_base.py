@@ -4,6 +4,7 @@ import deescal.base as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/08d_base.ipynb #test_imports
+from types import SimpleNamespace
 import subprocess, sys, textwrap
 
 import pytest
@@ -115,3 +116,13 @@ def test_a_folder_that_lacks_something_is_not_ok(small_model):
             (small_model/"tokenizer_config.json").write_text(json.dumps(config))
         state, _, remark = folder_facts("m", small_model)
         assert state == "MISSING" and word in remark
+
+# %% ../nbs/08d_base.ipynb #egress_test
+def test_only_what_is_named_by_an_identifier_is_asked_for_at_the_hub(tmp_path):
+    run = SimpleNamespace(root=tmp_path, path=lambda p: tmp_path/p)
+    def out(**params): return egress(SimpleNamespace(params=params, run=run))
+    (tmp_path/"mine").mkdir()
+    (tmp_path/"mine"/"config.json").write_text("{}")
+    assert out() == out(source="") == out(source="tiny") == out(source="mine") == out(source="no model") == []
+    assert out(encoder="minilm") == out(encoder="mine") == []
+    assert out(source="qwen") == out(source="owner/name") == out(encoder="roberta-large") == [hub_host()]

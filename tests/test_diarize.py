@@ -4,6 +4,7 @@ import deescal.diarize as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/05_diarize.ipynb #test_imports
+from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings, strategies as st
 
@@ -113,3 +114,16 @@ def test_files_of_other_programs_that_cannot_be_used_have_a_reason(tmp_path, nam
     (tmp_path/name).write_text(text)
     (segments, why), _ = read_made(files_made(tmp_path)["v"], "v", pl.DataFrame(schema=TIMED))
     assert segments is None and why == reason
+
+# %% ../nbs/05_diarize.ipynb #egress_test
+def test_sound_leaves_the_host_only_to_a_model_that_listens(tmp_path):
+    def out(**more):
+        params = {"method": "local", "segmentation": "", "embedding": "", "llm": "google", "llm_model": "m",
+                  "base_url": ""} | more
+        return {*egress(SimpleNamespace(params=params, run=SimpleNamespace(root=tmp_path)))} - {""}
+    assert out() == out(method="none", segmentation="a/b/c.onnx") == out(method="gemini", llm="none") == set()
+    assert out(method="gemini") == {"generativelanguage.googleapis.com"}
+    assert out(method="gemini", llm="openai", base_url="http://my.host:8000/v1") == {"my.host"}
+    assert out(segmentation="a/b/c.onnx") == {hub_host()} - {""}
+    (tmp_path/"mine.onnx").write_bytes(b"")
+    assert out(segmentation="mine.onnx") == set()

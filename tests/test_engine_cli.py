@@ -18,6 +18,7 @@ def test_check_names_what_is_missing(capsys, tmp_path):
         main(["check", "--profile", "sample", "--data", "no/such/folder", "--run", "check-only"])
     out = capsys.readouterr().out
     assert e.value.code == 1 and "MISSING   input no/such/folder" in out and "06_corpus" in out
+    assert "Could send data to: nobody" in out
     with pytest.raises(SystemExit) as e: main(["check", "--data", str(tmp_path), "--run", "check-only"])
     assert e.value.code == 1 and "no transcript (*.csv)" in capsys.readouterr().out
 

@@ -86,3 +86,10 @@ def test_check_says_what_is_used_and_whose_terms_apply(tmp_path):
     states = said(videos_from="network", youtube=True)
     assert TERMS["youtube"] in states[0][2] and "JavaScript runtime" in states[1][1]
     assert states[1][0] == ("ok" if js_runtime() else "optional")
+
+# %% ../nbs/01_harvest.ipynb #egress_test
+def test_only_a_harvest_that_is_switched_on_leaves_the_host():
+    def out(**more): return egress(Job({"videos_from": "network", "youtube": False, "tiktok": False, "facebook": False}
+                                       | more, Run("toy", 1, project_root())))
+    assert out() == [] and out(youtube=True, videos_from="archive") == []
+    assert out(youtube=True, tiktok=True) == ["youtube.com", "tiktok.com"]

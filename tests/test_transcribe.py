@@ -4,6 +4,7 @@ import deescal.transcribe as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/02_transcribe.ipynb #test_imports
+from types import SimpleNamespace
 import json
 
 import pytest
@@ -187,3 +188,12 @@ def test_errors_are_counted_by_role():
     errors = count_errors(tables["transcripts"], tables["cues"], reference)
     kept, heard = (errors.filter(text=t, role="civilian")["insertions"].sum() for t in ("kept", "heard"))
     assert heard > 50 and kept < 5 and set(errors["video_id"]) == {"youtube_9101", "youtube_9105"}
+
+# %% ../nbs/02_transcribe.ipynb #egress_test
+def test_captions_and_weights_are_asked_for_only_where_they_are_wanted():
+    def out(**more):
+        params = {"method": "auto", "speech_model": "noise", "fetch": False, "planted_clip": ""} | more
+        return egress(SimpleNamespace(params=params))
+    assert out() == out(speech_model="mine.pt") == out(speech_model="tiny", method="captions") == []
+    assert out(fetch=True) == ["youtube.com"] and out(fetch=True, method="whisper") == []
+    assert out(speech_model="tiny") == out(speech_model="tiny", method="captions", planted_clip="x.ogg") != []

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'overrides', 'resolved', 'request_of', 'bring_up', 'is_dry', 'dry_run', 'reproduce', 'series_failed',
-           'summary', 'facts', 'check', 'verify', 'same_machine', 'is_sample', 'publish', 'export_corpus',
-           'score_replies_file', 'forget_video', 'job_command', 'lesson_command', 'parser', 'main']
+           'summary', 'facts', 'told_hosts', 'check', 'verify', 'same_machine', 'is_sample', 'publish', 'export_corpus',
+           'score_replies_file', 'job_command', 'lesson_command', 'parser', 'main']
 
 # %% ../../nbs/appendix/A15_cli.ipynb #imports
 import argparse, importlib, json, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -16,8 +16,7 @@ import yaml
 from .drive import (
     announce, clock, known_seconds, run_series, snakemake_command, started, tell, wanted_jobs, why_run)
 from .errors import DeescalError, InputError, ProfileError, did_you_mean, host_error
-from .execute import run_job
-from .forget import forget
+from .execute import could_send, run_job
 from .files import atomic_folder, project_root, write_text
 from .jobs import job_after, left_out, page_stale, resolve, stale, write_manifest
 from .lesson import assert_exported
@@ -144,6 +143,14 @@ def facts(jobs):
     yield ("ok", "; ".join(gpus()), "") if gpus() else (
         "optional", "no GPU", "everything runs on the CPU; a model of billions of weights takes days there")
 
+# %% ../../nbs/appendix/A15_cli.ipynb #told_hosts
+def told_hosts(jobs):
+    "Where `jobs` could send something to, in one line: each host with the stages; 'nobody' where there is none."
+    hosts = {}
+    for job in jobs:
+        for host in could_send(job): hosts.setdefault(host, {})[job.stage.notebook] = None  # a set that keeps its order
+    return "; ".join(f"{host} ({', '.join(stages)})" for host, stages in hosts.items()) or "nobody"
+
 # %% ../../nbs/appendix/A15_cli.ipynb #check
 def check(args):
     "Say what a run lacks and what it will do, before it does it. Exit status 1 where something necessary is missing."
@@ -160,6 +167,7 @@ def check(args):
         print(f"  {job.name:24} {what}{' (after ' + ', '.join(behind) + ')' if behind else ''}")
     known = known_seconds(jobs)
     if runs & set(known): print(f"Last time these took {clock(sum(known.get(n, 0) for n in runs))} min of job time.")
+    print("Could send data to: " + told_hosts(jobs))
     hub = sorted({j.params["model"] for j in jobs if j.resources["gpu"]})
     print("Calls to a paid service: 0. Estimated cost: 0. GPU hours: " + (
         f"not known before a first run for {', '.join(hub)}; the paper tuned a model of three billion weights on one "

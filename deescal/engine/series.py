@@ -36,6 +36,7 @@ class Stage:
     uses: tuple = ()
     makes: tuple = ()
     facts: bool = False
+    egress: str = ""
     needs: dict = field(default_factory=dict)
     resources: dict = field(default_factory=dict)
     declared: dict = field(default_factory=dict)
@@ -45,7 +46,7 @@ class Stage:
 
 # %% ../../nbs/appendix/A09_series.ipynb #read_stages
 _KEYS = {"question": str, "reads": str, "paths": str, "per": str, "uses": str, "makes": str, "facts": bool,
-         "needs": dict, "resources": dict}
+         "egress": str, "needs": dict, "resources": dict}
 
 def read_stage(path):
     "The `Stage` that the notebook at `path` declares; None where it declares none."

@@ -15,7 +15,7 @@ from deescal.engine.series import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 UPPER = {f"engine.{m}" for m in ("profile", "jobs", "execute", "page", "drive", "forget", "cli", "export")}
-PROTOCOL = {"facts"}  # what `make check` asks a stage's module for
+PROTOCOL = {"facts", "egress"}  # what `make check` and the record of a job ask a stage's module for
 
 
 def modules():
