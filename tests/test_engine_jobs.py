@@ -44,6 +44,7 @@ def test_two_systems_of_one_name_are_refused(profile_file, text, words):
 def test_a_run_can_start_at_any_stage(profile_file):
     jobs = resolve(profile_file("run: {start: corpus}"))
     assert jobs[0].name == "06_corpus" and "05_diarize" in [j.name for j in resolve(profile_file("run: {}"))]
+    assert jobs[-1].params["stages"][0] == "corpus" and resolve(profile_file("run: {}"))[-1].params["stages"] == []
     accounts = [p.stem for p in job_reads(jobs[-1]) if p.parent.name == "accounting"]
     assert "corpus" in accounts and "diarize" not in accounts
     with pytest.raises(ProfileError, match="run.start"): resolve(profile_file("run: {start: corps}"))

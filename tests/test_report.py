@@ -90,9 +90,33 @@ def test_a_block_holds_text_as_it_is_and_numbers_as_they_read():
 def test_what_a_failed_job_would_have_written_is_not_read_and_is_named():
     at_hand = tables_at_hand(["11_score: stopped", "09_finetune-qwen: out of memory"])
     assert "scores" not in at_hand and "turns" in at_hand and "adapters" in at_hand
+    later = tables_at_hand([], ["corpus", "audit", "report"])
+    assert "turns" in later and "accounting" in later and not {"videos", "transcripts", "scores"} & set(later)
     lacking = section("Scores", lambda: 1 / 0, "turns scores", at_hand)
     assert "scores" in lacking["blocks"][0]["text"] and lacking["blocks"][0]["kind"] == "missing"
     assert section("Corpus", lambda: [text_block("x")], "turns", at_hand)["blocks"] == [text_block("x")]
+
+# %% ../nbs/14_report.ipynb #rates_test
+def _errors(*rows):
+    return pl.DataFrame(rows, orient="row", schema={
+        "role": pl.String, **dict.fromkeys(("words", "substitutions", "deletions", "insertions"), pl.Int64)})
+
+def test_errors_of_nobody_count_in_all_and_have_no_rate_of_their_own():
+    table = role_rates(_errors(("nobody", 0, 0, 0, 5), ("civilian", 50, 5, 5, 0), ("officer", 50, 0, 0, 0)), "cpwer")
+    assert table.select("role", "cpwer_percent", "body_cameras_published").rows() == [
+        ("officer", 0.0, "12-13"), ("civilian", 20.0, "44-50"), ("nobody", None, None), ("all", 15.0, None)]
+    assert len(role_rates(_errors(), "wer")) == 0
+
+def test_seconds_are_pooled_before_they_are_divided():
+    seconds = {"spoken": [10.0, 90.0], "missed": [5.0, 0.0], "false_alarm": [0.0, 3.0], "confused": [0.0, 2.0]}
+    errors = pl.DataFrame({"scenario_id": ["a", "b"], "level": ["turns"] * 2, **seconds, "jer": [0.5, None]})
+    assert turn_rates(errors).row(0) == ("turns", 2, 100.0, 5.0, 3.0, 2.0, 10.0, 50.0)
+    assert turn_rates(errors.with_columns(spoken=0.0))["der_percent"][0] is None and not len(turn_rates(errors.clear()))
+
+def test_what_became_of_records_is_counted():
+    df = pl.DataFrame({"status": ["ok", "gone", "ok"], "reason": [None, "private", None], "words": [2, 0, 3]})
+    assert how_many(df, "videos", ["status", "reason"], ["words"]).rows() == [("ok", "", 2, 5), ("gone", "private", 1, 0)]
+    assert how_many(df, "videos", ["status"]).columns == ["status", "videos"]
 
 # %% ../nbs/14_report.ipynb #against_test
 def test_runs_are_compared_on_all_and_on_common_points():

@@ -98,7 +98,8 @@ def _derived(stage, part, parts, models, baselines, missing):
     systems = [s for p in parts["system"] for s in (baselines if p == "baselines" else [p])]
     return {"systems": systems, "parts": list(parts["system"]), "models": list(parts["model"]),
             "tuned": list(parts["tuned"]), "system": part, "model": model.name, "source": model.source,
-            "variant": variant, "missing": missing}
+            "variant": variant, "missing": missing,
+            "stages": list(parts["stages"]) if len(parts["stages"]) < len(STAGES) else []}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve
 RUN_NAMES = {"name": "run_name"}  # `run.name` is called `run_name` inside a notebook, where `run` is the Run itself

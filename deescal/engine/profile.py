@@ -77,7 +77,8 @@ def load_profile(
     return values | ({"models": check_models(values["models"], path)} if "models" in values else {})
 
 # %% ../../nbs/appendix/A11_profile.ipynb #run_parameters
-DERIVED = ("run_name", "system", "systems", "parts", "model", "models", "tuned", "source", "variant", "missing")
+DERIVED = (
+    "run_name", "system", "systems", "parts", "model", "models", "tuned", "source", "variant", "missing", "stages")
 
 def run_parameters(params):
     "What the section `run` may hold: name -> the parameters of all notebooks that have it; `name`, `start` are the run's."
