@@ -36,6 +36,7 @@ class CaptionError(InputError):
 # %% ../nbs/02b_captions.ipynb #parse_captions
 CAPTIONS = {"start_s": pl.Float64, "end_s": pl.Float64, "lines": pl.List(pl.String)}
 _CLOCK = r"(?:(\d+):)?([0-5]?\d):([0-5]?\d)[.,](\d{1,3})"
+_BLOCKS = re.compile(r"\n(?=\n|[^\n]*-->)|\n[ \t]+(?=\n\d+\n[^\n]*-->)")  # a line with a blank is not empty
 _TIMES = re.compile(rf"^\s*{_CLOCK}\s*-->\s*{_CLOCK}")
 
 def _seconds(hours, minutes, seconds, fraction):
@@ -46,7 +47,7 @@ def parse_captions(text, where="captions"):
 
     `lines` keep their marks. `CaptionError` where there is no cue."""
     rows, broken = [], 0
-    for block in re.split(r"\n[ \t]*(?=\n|[^\n]*-->)", "\n" + re.sub(r"\r\n?", "\n", text.lstrip("\ufeff"))):
+    for block in _BLOCKS.split("\n" + re.sub(r"\r\n?", "\n", text.lstrip("\ufeff"))):
         head, *lines = block.strip("\n").split("\n")
         if "-->" not in head: continue
         times = _TIMES.match(head)

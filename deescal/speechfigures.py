@@ -35,6 +35,7 @@ def waveform_figure(
     samples,     # (n,) float32
     turns,       # start_s, end_s, who
     voice=None,  # start_s, end_s: what a voice detector heard
+    finding="",  # the title; by default, how many turns there are
     rate=16000,  # samples a second
 ):
     "A waveform with its turns below: (figure, alt text)."
@@ -45,7 +46,8 @@ def waveform_figure(
     names = _lanes(low, turns, voice)
     low.set(yticks=[-i for i in range(len(names))], yticklabels=names, xlabel="seconds")
     spoken = float((turns["end_s"] - turns["start_s"]).sum())
-    finding = f"{len(turns)} turns of {turns['who'].n_unique()} speakers, {spoken:.0f} of {len(samples) / rate:.0f} s"
+    finding = finding or (
+        f"{len(turns)} turns of {turns['who'].n_unique()} speakers, {spoken:.0f} of {len(samples) / rate:.0f} s")
     fig.suptitle(finding, fontsize=11)
     return fig, f"A waveform above the bars of its turns. {finding}."
 

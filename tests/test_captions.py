@@ -21,6 +21,9 @@ def test_a_rolling_file_gives_each_line_once():
     said = " ".join(" ".join(map(plain_line, lines)) for lines in cues["lines"])
     assert said.startswith("sir step away from the other driver i'm deputy marsh i need you both calm he hit my car")
     assert said.count("thanks for watching") == 1
+    reference = pl.read_csv(CLIPS/"reference.csv").filter(clip="youtube_9103")
+    assert abs(cues["start_s"][0] - reference["start_s"][0]) < 0.01 and cues["end_s"][0] > 2
+    assert (cues["end_s"] - cues["start_s"]).min() > 0.05, "no cue is one that only repeats"
 
 def test_a_person_may_say_it_twice():
     text = "WEBVTT\n\n" + "".join(f"00:0{i}.000 --> 00:0{i}.900\nNo!\n\n" for i in (1, 2))
@@ -35,6 +38,7 @@ def test_a_person_may_say_it_twice():
     ("1\n1:00:01,000 --> 1:00:02,000\nx\n\n\n2\n1:00:03,000 --> 1:00:04,000\n\n",
      [(3601.0, 3602.0, "x"), (3603.0, 3604.0, "")]),
     ("WEBVTT\n\nNOTE not speech\n\nSTYLE\n::cue {}\n\n00:01.000 --> 00:02.000\nspeech\n", [(1.0, 2.0, "speech")]),
+    ("1\n00:01,0 --> 00:02,0\na\n \n2\n00:02,0 --> 00:03,0\nb\n", [(1.0, 2.0, "a"), (2.0, 3.0, "b")]),
     ("00:01,0 --> 00:02,0\na\n00:02,0 --> 00:03,0\nb\n", [(1.0, 2.0, "a"), (2.0, 3.0, "b")])])
 def test_both_formats_are_read(text, expected):
     cues, broken = parse_captions(text)
