@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Source', 'channel_table', 'found_of', 'from_archive', 'from_released', 'from_network', 'find_clips', 'harvest_tables',
-           'harvest_accounting', 'switched_on', 'facts', 'egress']
+           'harvest_accounting', 'leave_out_forgotten', 'listed_still', 'switched_on', 'facts', 'egress']
 
 # %% ../nbs/01_harvest.ipynb #imports
 import os

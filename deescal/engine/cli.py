@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'overrides', 'resolved', 'request_of', 'bring_up', 'is_dry', 'dry_run', 'reproduce', 'series_failed',
            'summary', 'facts', 'told_hosts', 'check', 'verify', 'same_machine', 'is_sample', 'publish', 'export_corpus',
-           'score_replies_file', 'job_command', 'lesson_command', 'parser', 'main']
+           'score_replies_file', 'forget_video', 'job_command', 'lesson_command', 'parser', 'main']
 
 # %% ../../nbs/appendix/A15_cli.ipynb #imports
 import argparse, importlib, json, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -17,6 +17,7 @@ from .drive import (
     announce, clock, known_seconds, run_series, snakemake_command, started, tell, wanted_jobs, why_run)
 from .errors import DeescalError, InputError, ProfileError, did_you_mean, host_error
 from .execute import could_send, run_job
+from .forget import forget
 from .files import atomic_folder, project_root, write_text
 from .jobs import job_after, left_out, page_stale, resolve, stale, write_manifest
 from .lesson import assert_exported
