@@ -167,7 +167,7 @@ def released_txt(segments, heading):
 
 # %% ../nbs/04a_segments.ipynb #loops
 def has_loops(segments):
-    "Whether an answer runs in circles, inside a segment or from one to the next (02d)."
+    "Whether an answer runs in circles, inside a segment or from one to the next (01d)."
     return bool(len(find_loops(segments.select(
         "text", "start_s", scenario_id=pl.lit("answer"), turn=pl.int_range(pl.len(), dtype=pl.Int64)))))
 
