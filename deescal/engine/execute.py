@@ -79,6 +79,7 @@ def execute(job, only_page=False):
     os.environ.update({
         "PYTHONPATH": os.pathsep.join(filter(None, [str(job.run.root), os.environ.get("PYTHONPATH")])),
         "DEESCAL_ROOT": str(job.run.root), "DEESCAL_JOB": job.name, "DEESCAL_PROGRESS": str(job.progress),
+        **({} if could_send(job) else {"HF_HUB_OFFLINE": "1"}),  # libraries look models up there unasked
         "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false",
         "PYTHONWARNINGS": "ignore:IProgress not found"})  # progress bars are text here, in every kernel
     with socket_folder(job) as sockets:
