@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLOCKS_DIFFER', 'PASSING', 'PLANTED', 'caption_frames', 'text_frames', 'judge_cues', 'kept_words', 'Hearing',
-           'sound_of', 'captions_of', 'transcribe_video', 'result_key', 'until_blocked', 'in_shard',
+           'sound_of', 'captions_of', 'transcribe_video', 'code_version', 'result_key', 'until_blocked', 'in_shard',
            'transcribe_videos', 'transcript_tables', 'transcribe_accounting', 'count_errors', 'longest_pause',
            'planted_silence', 'facts']
 
 # %% ../nbs/02_transcribe.ipynb #imports
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from .audio import (
     speech_probability, voice_stretches)
 from .captions import (
     CaptionError, cue_words, find_captions, plain_line, read_captions)
+from .engine.closure import import_closure
 from .engine.errors import DeescalError, InputError
 from .engine.files import digest, path_sha256, safe_id, write_text
 from .engine.run import account
@@ -103,6 +105,7 @@ class Hearing(NamedTuple):
     max_s: float = 2700.0
     sample_len: int = 0
     fetch: bool = False
+    code: str = ""  # from `code_version`
 
 def sound_of(video, hearing, root):
     "(samples, reason) of a video's clip: one of them is None."
@@ -161,6 +164,12 @@ def _judged(video, method, cues, words, language, broken, voice, sound, hearing)
     return out | {"cues": cues.with_columns(method=pl.lit(method)).to_dicts(), "words": words.to_dicts()}
 
 # %% ../nbs/02_transcribe.ipynb #transcribe_videos
+def code_version(root):
+    "A hash of the code that decides a transcript, and of Whisper's version."
+    decides = ("audio", "captions", "loops", "speechmodel", "transcribe")
+    known = import_closure(decides, root)
+    return digest([known[name] for name in decides], metadata.version("openai-whisper"), length=16)
+
 def result_key(video, hearing, root):
     "A hash of everything that decides a video's result."
     clip = Path(root)/video["clip"] if video["clip"] else None
