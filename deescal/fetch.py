@@ -150,16 +150,18 @@ def _fetch_one(books, remote, folder, tries, wait):
     part = folder/".parts"/f"{remote.checksum.replace(':', '-')}.part"
     seen = []
     def fetch(*args): seen.append(1); _downloader(remote, part, tries, wait)(*args)
-    try: books.fetch(remote.name, downloader=fetch)
-    except ValueError: return "failed", f"{remote.name}: its checksum is not the one announced"
-    except DeescalError as e: return "failed", f"{remote.name}: {e.what}"
-    return ("fetched" if seen else "kept"), ""
+    for last in (False, True):  # what does not match may have begun with the wrong part: once more, from the first byte
+        try: books.fetch(remote.name, downloader=fetch)
+        except ValueError:
+            if last: return "failed", f"{remote.name}: its checksum is not the one announced"
+        except DeescalError as e: return "failed", f"{remote.name}: {e.what}"
+        else: return ("fetched" if seen else "kept"), ""
 
 def _fetch_all(files, folder, workers, tries, wait):
     "What became of each file, several at a time."
     import pooch
     books = pooch.create(path=folder, base_url="", registry={f.name: f.checksum for f in files},
-                         urls={f.name: f.url for f in files}, retry_if_failed=1)
+                         urls={f.name: f.url for f in files})
     for parent in {(folder/f.name).parent for f in files}: parent.mkdir(parents=True, exist_ok=True)
     logger, level = pooch.get_logger(), pooch.get_logger().level
     logger.setLevel(logging.ERROR)  # a line a file, else

@@ -94,16 +94,19 @@ def harvest_tables(found, source, clips):
     return {"videos": videos, "channels": found.channels, "harvest_rejects": pl.concat([found.rejects, again])}
 
 def harvest_accounting(count, tables):
-    "Records in, kept, repaired and rejected by reason; channels likewise (table `accounting`)."
+    "Records in, kept, repaired and rejected by reason; channels and captions likewise (table `accounting`)."
     def counts(df, by): return dict(df.group_by(by).len().sort(by).rows())
     mended = tables["videos"].select(pl.col("repairs").str.split("; ").alias("repair")).explode("repair").filter(
         pl.col("repair") != "")
     lost = tables["channels"].filter(status="rejected")
+    cells = tables["videos"].filter(~pl.col("caption_reason").fill_null("").is_in(["empty", "not_in_source"]))
+    nulled = counts(cells.drop_nulls("caption_reason"), "caption_reason")
     return pl.concat([
         account("harvest", "record", count, len(tables["videos"]), counts(tables["harvest_rejects"], "reason"),
                 counts(mended, "repair")),
         account("harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost),
-                counts(lost, "reason"))])
+                counts(lost, "reason")),
+        account("harvest", "caption", len(cells), cells["caption"].count(), nulled)])
 
 # %% ../nbs/01_harvest.ipynb #facts
 def switched_on(params):
@@ -111,12 +114,12 @@ def switched_on(params):
     return [p for p in TERMS if params[p]]
 
 def _source_facts(p, path):
-    if p["source"] == "archive" and path(p["archive"]).is_dir():
+    if p["videos_from"] == "archive" and path(p["archive"]).is_dir():
         count = len(list(path(p["archive"]).glob("*.info.json")))
         yield "ok", f"archive {p['archive']}", f"{count:,} info files; no network is used"
-    if p["source"] == "released" and not p["released"]:
+    if p["videos_from"] == "released" and not p["released"]:
         yield "MISSING", "released video list", "name the file: harvest.released"
-    if p["source"] == "network":
+    if p["videos_from"] == "network":
         if not switched_on(p):
             yield "MISSING", "a platform to harvest", "read its terms, then set harvest.youtube (tiktok, facebook)"
         for name in switched_on(p): yield "ok", f"harvest from {name}", f"switched on: its terms apply, {TERMS[name]}"
@@ -124,7 +127,7 @@ def _source_facts(p, path):
 def facts(job):
     "What `make check` says of the harvest: (state, what, remark)."
     said = list(_source_facts(job.params, job.run.path))
-    if job.params["source"] != "network" or not job.params["youtube"]: return said
+    if job.params["videos_from"] != "network" or not job.params["youtube"]: return said
     found = js_runtime()
     return said + [("ok", f"JavaScript runtime for YouTube: {found}", "") if found else (
         "optional", "JavaScript runtime not found", "YouTube wants one: install deno (2.3 or newer) or node (22)")]

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from hypothesis import given, strategies as st
 
-# %% ../nbs/05_fetch.ipynb #server
 def answer(*files): return {"status": "OK", "data": {"latestVersion": {"files": list(files)}}}
 
+# %% ../nbs/05_fetch.ipynb #server
 class Dataverse(ThreadingHTTPServer):
     "A Dataverse on loopback. `files`: (folder, name) -> bytes; `faults`: id -> faults, one used up by each request."
     def __init__(self, files, faults=(), ranges=True, ingest=False):

@@ -54,6 +54,7 @@ def test_a_released_list_becomes_the_same_tables(tmp_path):
     assert tables["videos"].select("status", "caption", "source").rows() == [
         ("not_checked", "Stop. >> Why?", "released")]
     assert tables["channels"].select("status", "videos").rows() == [("ok", 2)] and len(tables["harvest_rejects"]) == 1
+    assert harvest_accounting(2, tables).filter(unit="caption")["count"].to_list() == [1, 1]
 
 # %% ../nbs/01_harvest.ipynb #facts_test
 class Job(NamedTuple):
@@ -61,11 +62,11 @@ class Job(NamedTuple):
     run: Run
 
 def test_check_says_what_is_used_and_whose_terms_apply(tmp_path):
-    base = {"source": "archive", "archive": "data/harvest/archive", "released": "", "youtube": False, "tiktok": False,
+    base = {"videos_from": "archive", "archive": "data/harvest/archive", "released": "", "youtube": False, "tiktok": False,
             "facebook": False}
     def said(**more): return facts(Job(base | more, Run("toy", 1, project_root())))
     assert [s for s, *_ in said()] == ["ok"] and "no network" in said()[0][2]
-    assert said(source="released")[0][0] == "MISSING" and said(source="network")[0][0] == "MISSING"
-    states = said(source="network", youtube=True)
+    assert said(videos_from="released")[0][0] == "MISSING" and said(videos_from="network")[0][0] == "MISSING"
+    states = said(videos_from="network", youtube=True)
     assert TERMS["youtube"] in states[0][2] and "JavaScript runtime" in states[1][1]
     assert states[1][0] == ("ok" if js_runtime() else "optional")

@@ -5,7 +5,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 
 # %% ../nbs/01b_videolist.ipynb #test_imports
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 # %% ../nbs/01b_videolist.ipynb #tidy_test
 def test_a_title_is_one_line_of_text_with_its_damage_undone():
@@ -46,6 +46,7 @@ def test_what_somebody_says_is_a_caption_even_if_it_is_about_errors():
 # %% ../nbs/01b_videolist.ipynb #typed_test
 odd = st.one_of(st.text(max_size=20), st.sampled_from(
     ["1", "-5", "nan", "inf", "1e999", "20260101", "2026-01-01", "12.5"]))
+@settings(max_examples=40)
 @given(st.lists(st.tuples(odd, odd, odd), max_size=5))
 def test_numbers_and_dates_are_right_or_empty(values):
     records = [{"platform": "youtube", "platform_id": str(i), "duration_s": a, "views": b, "uploaded": c}
@@ -76,6 +77,7 @@ def test_what_is_no_list_says_so(data):
 
 parts = st.sampled_from(["1,1,", "2,7,", "https://youtu.be/abc", ",", '"', '""', "\n", "\r\n", "\r", "é", "\0", "<b>",
                          "x", ",,,,,,,", "3,3,t,https://youtu.be/x,u,1,2,3,d,c,n\n", "[Error fetching transcript: x]"])
+@settings(max_examples=40)
 @given(st.lists(parts, max_size=30).map("".join), st.sampled_from(["utf-8", "utf-16", "latin-1"]))
 def test_every_record_of_any_list_is_a_row_or_a_reject(text, encoding):
     frame, rejects, n = read_video_list((HEAD + text).encode(encoding))
@@ -115,12 +117,14 @@ anything = st.recursive(
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6)
 names = st.sampled_from(["id", "extractor_key", "title", "channel", "duration", "timestamp", "upload_date",
                          "view_count", "availability", "deescal", "live_status", "uploader"])
+@settings(max_examples=40)
 @given(st.dictionaries(names, anything, max_size=8))
 def test_any_object_is_a_row_or_a_reject(info):
     record = info_record({"extractor_key": "TikTok", "id": "1"} | info)
     frame, rejects = rows_and_rejects([("f", 0, "", record)], [])
     assert len(frame) + len(rejects) == 1
 
+@settings(max_examples=40)
 @given(st.binary(max_size=60))
 def test_any_bytes_are_an_object_or_have_a_reason(data):
     try: assert isinstance(read_info(data), dict)
@@ -135,11 +139,13 @@ def test_a_channel_that_cannot_be_listed_stays_with_its_reason():
     assert frame["line"].to_list() == [2, 3, 4, 5, 6]
     assert read_channels(b"platform,url\ntiktok,https://youtu.be/x\n")["reason"].to_list() == ["other_platform"]
 
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from(["a", ",", '"', "\n", "https://youtu.be/x", "é", "\0", "x,https://a.b\n"]), max_size=9))
 def test_any_list_of_channels_is_read(parts):
     read_channels(("channel,url\n" + "".join(parts)).encode())
 
 # %% ../nbs/01b_videolist.ipynb #twice_test
+@settings(max_examples=40)
 @given(st.lists(max_size=12, elements=st.tuples(
     st.sampled_from("abc"), st.sampled_from(["ok", "private"]), st.sampled_from(["", "said"]))))
 def test_one_row_a_video_stays_and_it_is_the_best(videos):
