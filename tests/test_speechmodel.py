@@ -25,8 +25,17 @@ def test_a_voice_gate_shows_the_model_nothing_but_voice(noise):
     assert len(nothing) == 0
     voice = pl.DataFrame([(2.0, 4.0), (5.0, 6.0)], schema=VOICE, orient="row")
     cues, _ = whisper_cues(noise, samples, voice, sample_len=8, word_times=False)
-    assert len(cues) and cues["start_s"].min() >= 2.0 and cues["start_s"].max() <= 6.0
+    assert len(cues) and cues["start_s"].min() >= 2.0 and cues["end_s"].max() <= 6.0
     assert join_stretches(voice).rows() == [(2.0, 6.0)] and len(join_stretches(voice, 0.5)) == 2
+
+def test_no_piece_ends_after_the_stretch_that_it_was_heard_in():
+    signals = dict.fromkeys(SIGNALS, 0.5)
+    late = {"seek": 200, "start": 3.0, "end": 24.0, "text": " go on", "words": [
+        {"start": 3.0, "end": 3.5, "word": " go", "probability": 0.5},
+        {"start": 20.0, "end": 24.0, "word": " on", "probability": 0.5}]}
+    cues, words = _cue_frames([late | signals, late | signals | {"text": " "}], [(0.5, 1.0), (2.0, 6.0), (9.0, 30.0)])
+    assert cues.select("start_s", "end_s").rows() == [(3.0, 6.0)]
+    assert words.select("start_s", "end_s", "text").rows() == [(3.0, 3.5, "go"), (6.0, 6.0, "on")]
 
 def test_the_same_sound_gives_the_same_text(noise):
     samples = np.random.default_rng(2).normal(0, 0.1, 16000 * 5).astype(np.float32)
