@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLOCKS_DIFFER', 'PASSING', 'PLANTED', 'caption_frames', 'text_frames', 'judge_cues', 'kept_words', 'Hearing',
-           'sound_of', 'captions_of', 'transcribe_video', 'code_version', 'result_key', 'until_blocked', 'in_shard',
-           'transcribe_videos', 'transcript_tables', 'transcribe_accounting', 'count_errors', 'longest_pause',
-           'planted_silence', 'facts']
+           'sound_of', 'captions_of', 'caption_sha256', 'transcribe_video', 'code_version', 'result_key',
+           'until_blocked', 'in_shard', 'transcribe_videos', 'transcript_tables', 'transcribe_accounting',
+           'count_errors', 'longest_pause', 'planted_silence', 'facts', 'egress']
 
 # %% ../nbs/02_transcribe.ipynb #imports
 import json
@@ -124,10 +124,17 @@ def captions_of(video, hearing, root, ask=None):
     captions, language = ask(video["platform_id"], languages=(hearing.language,))
     return *caption_frames(captions), language, 0
 
+# %% ../nbs/02_transcribe.ipynb #caption_sha256
+def caption_sha256(video, hearing, root):
+    "SHA-256 of the captions that a transcript is from: of their file, else of the text in a list or `fetched`."
+    path = find_captions(Path(root)/video["clip"], hearing.language) if video["clip"] else None
+    return path_sha256(path) if path else digest(video["caption"] or "fetched")
+
 # %% ../nbs/02_transcribe.ipynb #transcribe_video
 def _result(video, **found):
     "A finished video as JSON holds it; rejected unless `found` says otherwise."
-    empty = dict.fromkeys(("text", "model", "language", "reason", "audio_s", "audio_reason", "voice_s"))
+    empty = dict.fromkeys(
+        ("text", "model", "language", "reason", "audio_s", "audio_reason", "voice_s", "caption_sha256"))
     row = {"video_id": video["video_id"], "method": "none", "status": "rejected", "broken": 0} | empty
     return {"transcript": row | found, "cues": [], "words": []}
 
@@ -152,6 +159,7 @@ def transcribe_video(video, hearing, hear, root, ask=None):
              "voice_s": None if voice is None else float((voice["end_s"] - voice["start_s"]).sum())}
     method, *found = _put_out(video, samples, voice, lacks, hearing, hear, root, ask)
     if method is None: return _result(video, reason=found[0], **sound)
+    sound["caption_sha256"] = caption_sha256(video, hearing, root) if method == "captions" else None
     return _judged(video, method, *found, voice, sound, hearing)
 
 # %% ../nbs/02_transcribe.ipynb #judged_result
@@ -221,7 +229,8 @@ def transcribe_videos(
 
 # %% ../nbs/02_transcribe.ipynb #transcript_tables
 _TRANSCRIPTS = dict.fromkeys(
-    ("video_id", "text", "method", "model", "language", "status", "reason", "audio_reason"), pl.String) | {
+    ("video_id", "text", "method", "model", "language", "status", "reason", "audio_reason", "caption_sha256"),
+    pl.String) | {
     "audio_s": pl.Float64, "voice_s": pl.Float64, "broken": pl.Int64}
 _CUES = {"video_id": pl.String, "cue": pl.Int64} | CUES | {
     "heard": pl.String, "method": pl.String, "kept": pl.Boolean, "reason": pl.String}
@@ -296,10 +305,18 @@ def facts(job):
     "What `make check` says of this stage: (state, what, remark)."
     try: out = [("ok", "ffmpeg", find_ffmpeg())]
     except InputError as error: out = [("MISSING", "ffmpeg", error.remedy)]
-    model, method = job.params["model"], job.params["method"]
+    model, method = job.params["speech_model"], job.params["method"]
     if method == "captions": return out
     try: name = speech_model_name(model, job.run.root)
     except InputError as error: return [*out, ("MISSING", f"speech model {model}", f"{error.what}; {error.remedy}")]
     if model == "noise": return [*out, ("ok", "speech model noise", "random weights: its text means nothing")]
     if str(model).endswith(".pt"): return [*out, ("ok", f"speech model {name}", "a file")]
     return [*out, ("ok", f"speech model {name}", "fetched when it is first needed, unless it is in Whisper's cache")]
+
+# %% ../nbs/02_transcribe.ipynb #egress
+def egress(job):
+    "The hosts that this stage could send something to: for captions, and for a model's weights."
+    p = job.params
+    named = p["speech_model"] != "noise" and not str(p["speech_model"]).endswith(".pt")
+    return (["youtube.com"] * (p["fetch"] and p["method"] != "whisper")
+            + ["openaipublic.azureedge.net"] * (named and (p["method"] != "captions" or p["planted_clip"] != "")))
