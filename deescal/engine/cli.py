@@ -19,7 +19,8 @@ from .errors import DeescalError, InputError, ProfileError, did_you_mean, host_e
 from .execute import could_send, run_job
 from .forget import forget
 from .files import atomic_folder, project_root, write_text
-from .jobs import job_after, left_out, page_stale, resolve, stale, write_manifest
+from .jobs import (
+    job_after, job_reads, job_writes, left_out, page_stale, resolve, stale, write_manifest)
 from .lesson import assert_exported
 from .notebooks import lessons, tagged
 from .page import lesson_page, render_run
@@ -121,6 +122,17 @@ def summary(jobs, since):
     if ran: print(f"  {'together':24} {together:8.1f} s, in {clock(time.time() - since)} min")
     if report: print(f"Report: {(run.figures/'report.html').relative_to(run.root)}")
 
+# %% ../../nbs/appendix/A15_cli.ipynb #unwritten
+def _unwritten(jobs):
+    "The first job that reads a table or a folder which no job of this run writes, and which is not there."
+    made = {p for j in jobs for p in job_writes(j)}
+    for job in jobs:
+        if "figures" in job.stage.makes or job.params.get("data"): continue  # the report does without; DATA replaces them
+        lost = [p.stem for p in job_reads(job) if p not in made and not p.exists()]
+        if lost: return [("MISSING", f"{', '.join(lost)} for {job.name}",
+                          "no stage of this run writes it: begin earlier (run.start), or give transcripts: DATA=<folder>")]
+    return []
+
 # %% ../../nbs/appendix/A15_cli.ipynb #facts
 def facts(jobs):
     "What `check` looks at: (state, what, remark), with the state ok, optional or MISSING."
@@ -128,10 +140,11 @@ def facts(jobs):
     ok = sys.version_info[:2] in ((3, 11), (3, 12)) and platform.python_implementation() == "CPython"
     yield ("ok" if ok else "MISSING", f"{platform.python_implementation()} {platform.python_version()}",
            "" if ok else "CPython 3.11 or 3.12 is needed")
-    for p in sorted({j.params[p] for j in jobs for p in j.stage.paths if j.params.get(p)}):
-        if not run.path(p).exists():
-            yield "MISSING", f"input {p}", ("no such file or folder: give it with DATA=<folder>, or in the profile" + (
-                "; make data fetches the released transcripts" if p == "data" else ""))
+    named = sorted({(j.params[p], f"{j.stage.name}.{p}") for j in jobs for p in j.stage.paths if j.params.get(p)})
+    for path, name in named:
+        if name != "corpus.data" and not run.path(path).exists():  # of that, its own stage says more
+            yield "MISSING", f"input {path}", f"no such file or folder; correct {name}, in the profile or with SET"
+    yield from _unwritten(jobs)
     free = shutil.disk_usage(run.root).free / 1e9
     yield "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free", "" if free > 2 else "2 GB are needed"
     for need in {n: need for j in jobs for n, need in j.stage.needs.items()}.values():
@@ -167,10 +180,17 @@ def check(args):
                 else "page only" if page_stale(job) else "keep")
         print(f"  {job.name:24} {what}{' (after ' + ', '.join(behind) + ')' if behind else ''}")
     known = known_seconds(jobs)
-    if runs & set(known): print(f"Last time these took {clock(sum(known.get(n, 0) for n in runs))} min of job time.")
+    timed = runs & set(known)
+    if timed: print(f"The last run of {len(timed)} of these {len(runs)} jobs, here or in the published sample, took "
+                    f"{clock(sum(known[n] for n in timed))} min of job time; other data or models take as long as they take.")
     print("Could send data to: " + told_hosts(jobs))
-    hub = sorted({j.params["model"] for j in jobs if j.resources["gpu"]})
-    print("Calls to a paid service: 0. Estimated cost: 0. GPU hours: " + (
+    hub = sorted({j.params.get("model") or j.params["speech_model"] for j in jobs if j.resources["gpu"]})
+    asks = [j for j in jobs if j.params.get("method") == "gemini"]
+    for p in (j.params for j in asks):
+        calls, money = p["budget_calls"] or "no limit", p["budget_money"] or "no limit"
+        print(f"Calls to a paid service: as many as there are stretches of sound; diarize.budget_calls: {calls}, "
+              f"diarize.budget_money: {money} (US dollars).")
+    print(("" if asks else "Calls to a paid service: 0. Estimated cost: 0. ") + "GPU hours: " + (
         f"not known before a first run for {', '.join(hub)}; the paper tuned a model of three billion weights on one "
         "GPU of 24 GB." if hub else "0."))
     if any(s == "MISSING" for s, *_ in seen): raise SystemExit(1)

@@ -150,7 +150,7 @@ def check_value(name, value, parameter, where):
                 " (true or false in a profile or SET, True or False with papermill -p)"
                 if parameter.type is bool else ""))
     if not parameter.accepts(value):
-        choices = parameter.allowed.replace("|", " or ")
+        choices = " or ".join(c or "'' (none)" for c in parameter.allowed.split("|"))
         raise ProfileError(f"{name} is {value!r}", where=where, remedy=(
             f"name each once, of these: {parameter.allowed.replace('|', ', ')}" if parameter.type is list
             else f"allowed: {choices}"))
