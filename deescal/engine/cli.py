@@ -42,7 +42,7 @@ def overrides(args):
                 remedy="write it as section.name=value, e.g. corpus.data=<folder>")
         try: out[name.strip()] = yaml.safe_load(value)
         except yaml.YAMLError: out[name.strip()] = value  # plain text
-    if args.data: out = {"run.start": "corpus"} | out | {"corpus.data": args.data}  # transcripts: nothing to harvest
+    if args.data: out["corpus.data"] = args.data
     if args.run: out["run.name"] = args.run
     return out
 

@@ -18,6 +18,8 @@ from .jobs import (
     WRITTEN, fingerprint, job_writes, outputs, page_fingerprint, page_stale, read_record, stale)
 from .locks import hold, release
 from .notebooks import cell_kind, import_nbformat, notebook_cells
+from .series import STAGES
+from .tables import TABLES
 from .provenance import git_revision, hardware, versions
 
 # %% ../../nbs/appendix/A13_execute.ipynb #prepare
@@ -137,8 +139,9 @@ def _kernel_manager(stderr):
 def _cell_error(job, notebook, error):
     "The `DeescalError` for a cell that failed: papermill's `error`, and the notebook that is executed up to it."
     name = error.ename.split(".")[-1]
-    if not job.run.shows() and not _is_ours(name): _hide_words(notebook)
-    said = f"{name}: {error.evalue}" if job.run.shows() or _is_ours(name) else (
+    told = _may_quote(job) or _is_ours(name)
+    if not told: _hide_words(notebook)
+    said = f"{name}: {error.evalue}" if told else (
         f"{name} (what it says is not shown, since it may quote dialogue)")
     return DeescalError(
         f"{job.name} stopped: " + said.replace("\n", "\n    "), where=notebook.relative_to(job.run.root),
@@ -146,6 +149,12 @@ def _cell_error(job, notebook, error):
         final=name in {c.__name__ for c in FINAL_ERRORS})
 
 # %% ../../nbs/appendix/A13_execute.ipynb #is_ours
+def _may_quote(job):
+    """Whether an error of this job may be told in its own words: where the input is fiction. That is known only behind
+    the stage that finds it out; before it the table `origin` is of an earlier run, perhaps on other data."""
+    order = list(STAGES)
+    return order.index(job.stage.name) > order.index(TABLES["origin"].stage) and job.run.shows()
+
 def _is_ours(name):
     "Whether an exception is one of this library's, whose words are chosen and quote no dialogue."
     return name in {c.__name__ for c in (DeescalError, *DeescalError.__subclasses__())}

@@ -120,7 +120,8 @@ def resolve(
     root = Path(root) if root else project_root()
     values, declared = load_profile(profile, overrides, root), stage_parameters(root)
     shared = {RUN_NAMES.get(k, k): v for k, v in values.get("run", {}).items()}
-    stages = stages_from(shared.pop("start", ""))
+    given = (values.get("corpus") or {}).get("data")  # transcripts: nothing to harvest, unless another start is named
+    stages = stages_from(shared.pop("start", "") or ("corpus" if given else ""))
     shared.setdefault("run_name", profile_path(profile, root).stem)
     run = Run(shared["run_name"], shared.get("seed", 3407), root)
     models, baselines = values.get("models", ()), shared.get("baselines", _default_baselines(declared))
@@ -219,8 +220,8 @@ def fingerprint(job):
     if "base" in stage.makes and job.params["source"] and job.run.path(job.params["source"]).is_dir():
         parts["input model"] = path_sha256(job.run.path(job.params["source"]))
     parts |= {f"input {p}": path_sha256(job.run.path(job.params[p])) for p in stage.paths}
-    if job.run.path(job.params.get("encoder", "")).is_dir():
-        parts["input encoder"] = path_sha256(job.run.path(job.params["encoder"]))
+    for kind in ("encoder", "speech_model", "segmentation", "embedding"):  # a name, or a path
+        if (path := job.run.path(job.params.get(kind, ""))).exists(): parts[f"input {kind}"] = path_sha256(path)
     return parts | {f"resource {n}": need_state(need) for n, need in stage.needs.items()}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #page_fingerprint

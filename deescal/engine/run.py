@@ -88,8 +88,8 @@ def shows(self: Run, wanted=True):
 @patch
 def set_origin(self: Run, fiction, notice, by_hand, keep=()):
     """Write the table `origin` of a run. Where it was another before, what was made from that input may not stay under
-    the new name: by hand that is refused, in the series it is removed, to be made again. `keep` names tables, or parts
-    of them, that were made before and not from that input."""
+    the new name: by hand that is refused, in the series it is removed, to be made again. `keep` names tables, parts
+    of them and stages' folders of work that were made before and not from that input."""
     old = self.read("origin") if self.table_path("origin").is_file() else None
     new = pl.DataFrame({"fiction": [fiction], "notice": [notice]})
     if old is not None and not old.equals(new):
@@ -101,8 +101,9 @@ def set_origin(self: Run, fiction, notice, by_hand, keep=()):
         for path in tables.rglob("*.parquet"):
             name = path.relative_to(tables).with_suffix("").as_posix()
             if not {name, name.split("/")[0]} & set(keep): path.unlink()
-        for name in ("base", "adapter", "work", "export", "cards"):
-            shutil.rmtree(self.data/name, ignore_errors=True)
+        work = [p for p in self.data.glob("work/*") if p.name not in keep]
+        for folder in (*work, *(self.data/name for name in ("base", "adapter", "export", "cards"))):
+            shutil.rmtree(folder, ignore_errors=True)
     return self.write("origin", new)
 
 # %% ../../nbs/appendix/A05_run.ipynb #notice

@@ -81,6 +81,18 @@ def test_an_error_about_real_data_is_told_without_its_words(canary):
             assert p.suffix in (".png", ".parquet") or not p.is_file() or CANARY not in p.read_text(), p
 
 
+def test_an_error_before_the_corpus_never_trusts_what_an_earlier_run_was_made_from(checkout):
+    "The finished run's origin says fiction; the reference that is given now is somebody's words."
+    (checkout.root / "data/reference.csv").write_text(
+        f"clip,start_s,end_s,speaker,role,text\nyoutube_9101,0,1,a,officer,x\nyoutube_9101,{CANARY} my wife,1,a,officer,x\n")
+    r = checkout.deescal("job", "02_transcribe", "--profile", "micro", "--set",
+                         "transcribe.reference=data/reference.csv", ok=False)
+    assert r.returncode and "02_transcribe stopped" in r.stderr and CANARY not in r.stdout + r.stderr
+    notebook = checkout.root / "figures/micro/notebooks/02_transcribe.failed.ipynb"
+    assert notebook.is_file() and CANARY not in notebook.read_text()
+    checkout.reproduce()
+
+
 def test_other_data_by_hand_is_refused_under_the_name_of_a_run(canary, tmp_path):
     "Else its tables, of real people, would stand beside an origin that says fiction."
     r = papermill(canary, "06_corpus", tmp_path / "o.ipynb", run_name="canary", data="data/planted", lesson=False)
