@@ -193,7 +193,7 @@ def test_audio_that_did_not_come_has_its_reason_and_a_rate_limit_stops_unless_pa
         assert videos.select("platform_id", "clip", "clip_reason").rows() == [
             ("a1", "kept/audio/youtube_a1.mp4", None), ("a2", None, "rate_limited"), ("a3", None, "rate_limited")]
         asked = len(server.asked)
-        videos = asked_here(server, tmp_path, partial=True, forgotten=lambda ids: set(ids) & {"youtube_a2", "youtube_a3"})
+        videos = asked_here(server, tmp_path, forgotten=lambda ids: set(ids) & {"youtube_a2", "youtube_a3"})
         assert videos["clip_reason"].null_count() == 3 and len(server.asked) == asked, "nobody asks for the forgotten"
         server.fail["/clip.mp4"] = 404
         assert asked_here(server, tmp_path)["clip_reason"].to_list() == [None, "http_404", "http_404"]
