@@ -96,7 +96,7 @@ def _causes(error):
     return seen
 
 def failure_of(error):
-    """(status, reason) of a video or channel for which yt-dlp raised `error`; ('not_checked', 'rate_limited') is for us.
+    """(status, reason) of a video or channel for which yt-dlp raised `error`; (not_checked, rate_limited) is for us.
 
     An error of our own says nothing of a video, and is raised again."""
     from yt_dlp.networking.exceptions import TransportError
