@@ -35,7 +35,7 @@ class CaptionError(InputError):
 
 # %% ../nbs/01b_captions.ipynb #parse_captions
 CAPTIONS = {"start_s": pl.Float64, "end_s": pl.Float64, "lines": pl.List(pl.String)}
-_CLOCK = r"(?:(\d+):)?([0-5]?\d):([0-5]?\d)[.,](\d{1,3})"
+_CLOCK = r"(?:(\d{1,4}):)?([0-5]?\d):([0-5]?\d)[.,](\d{1,3})"
 _BLOCKS = re.compile(r"\n(?=\n|[^\n]*-->)|\n[ \t]+(?=\n\d+\n[^\n]*-->)")  # a line with a blank is not empty
 _TIMES = re.compile(rf"^\s*{_CLOCK}\s*-->\s*{_CLOCK}")
 

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import polars as pl
 
+from .addresses import video_key
 from .engine.errors import InputError
 from .engine.run import account, without_forgotten
 from .platforms import TERMS, fetch_audio, harvest_network, js_runtime
@@ -27,6 +28,7 @@ class Source(NamedTuple):
     rejects: pl.DataFrame
     count: int
     channels: pl.DataFrame
+    no_clip: dict = {}  # video_id -> why its audio could not be fetched
 
 _OUTCOME = {"line": pl.Int64, "status": pl.String, "reason": pl.String, "videos": pl.Int64}
 
@@ -73,10 +75,16 @@ def from_network(listed, folder, platforms, partial=False, audio=False, per_hour
     done = harvest_network(listed, folder, platforms, per_hour, sleep_s, limit, loopback, forgotten)
     if done.stopped and not partial: raise done.stopped
     rows, rejects = rows_and_rejects(done.records, [])
-    if audio and not done.stopped:
-        wanted = rows.filter(status="ok").select("platform", "platform_id").unique(maintain_order=True).rows()
-        fetch_audio(wanted, Path(folder)/"audio", platforms, per_hour, sleep_s, loopback)
-    return Source(rows, rejects, sum(videos for *_, videos in done.channels), channel_table(listed, done.channels))
+    gone = forgotten(rows["video_id"]) if forgotten else ()
+    wanted = rows.filter(pl.col("status") == "ok", ~pl.col("video_id").is_in(list(gone))).select(
+        "platform", "platform_id").unique(maintain_order=True)
+    no_clip = {}
+    if audio and done.stopped: no_clip = {video_key(*v): "rate_limited" for v in wanted.rows()}
+    elif audio:
+        fetched = fetch_audio(wanted.rows(), Path(folder)/"audio", platforms, per_hour, sleep_s, loopback, partial)
+        no_clip = {video: why for video, why in fetched.items() if isinstance(why, str)}
+    return Source(rows, rejects, sum(videos for *_, videos in done.channels), channel_table(listed, done.channels),
+                  no_clip)
 
 # %% ../nbs/01_harvest.ipynb #clips
 _CLIP_KINDS = (".ogg", ".opus", ".flac", ".wav", ".mp3", ".m4a", ".aac", ".webm", ".mp4", ".mkv", ".mov")
@@ -90,8 +98,11 @@ def find_clips(folders, root):
 def harvest_tables(found, source, clips):
     "The tables `videos`, `channels` and `harvest_rejects` of a `Source`; one row a video."
     kept, again = drop_duplicates(found.rows)
-    videos = kept.drop("file", "line", "row_sha256").join(clips, on="video_id", how="left").with_columns(
-        source=pl.lit(source))
+    no_clip = pl.DataFrame(list(found.no_clip.items()), schema={"video_id": pl.String, "clip_reason": pl.String},
+                           orient="row")
+    videos = kept.drop("file", "line", "row_sha256").join(clips, on="video_id", how="left").join(
+        no_clip, on="video_id", how="left").with_columns(
+        clip_reason=pl.when(pl.col("clip").is_null()).then("clip_reason"), source=pl.lit(source))
     return {"videos": videos, "channels": found.channels, "harvest_rejects": pl.concat([found.rejects, again])}
 
 def harvest_accounting(count, tables, forgotten=0):
@@ -120,7 +131,8 @@ def leave_out_forgotten(found, run):
 
 def listed_still(listed, run):
     "The list of channels without single videos that were forgotten."
-    return without_forgotten(listed.with_columns(video_id=pl.format("{}_{}", "platform", "platform_id")), run).drop("video_id")
+    keys = [video_key(*v) if all(v) else None for v in listed.select("platform", "platform_id").rows()]
+    return without_forgotten(listed.with_columns(video_id=pl.Series(keys, dtype=pl.String)), run).drop("video_id")
 
 # %% ../nbs/01_harvest.ipynb #facts
 def switched_on(params):

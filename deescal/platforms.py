@@ -96,9 +96,14 @@ def _causes(error):
     return seen
 
 def failure_of(error):
-    "(status, reason) of a video or channel for which yt-dlp raised `error`; ('not_checked', 'rate_limited') is for us."
+    """(status, reason) of a video or channel for which yt-dlp raised `error`; (not_checked, rate_limited) is for us.
+
+    An error of our own says nothing of a video, and is raised again."""
     from yt_dlp.networking.exceptions import TransportError
+    from yt_dlp.utils import YoutubeDLError
+    if isinstance(error, DeescalError): raise error
     causes, said = _causes(error), str(error).lower()
+    if not any(isinstance(e, (YoutubeDLError, OSError)) for e in causes): return "not_checked", "extractor_failed"
     code = next((e.status for e in causes if isinstance(getattr(e, "status", None), int)), 0)
     if re.search(_LIMIT, said): return _CODES[429]
     if code: return _CODES.get(code, ("not_checked", f"http_{code}"))
@@ -182,7 +187,8 @@ class Harvested(NamedTuple):
 def _listing(ydl, channel, folder, loopback, forgotten=None):
     "(videos, other entries) of a channel: from disk, or from the platform and then on disk."
     if channel["kind"] == "video": return [(channel["platform"], channel["platform_id"])], 0
-    path = folder/"channels"/f"{digest(channel['url'], length=16)}.json"
+    limit = ydl.params["playlistend"]  # a list that was cut is no answer to who wants all
+    path = folder/"channels"/f"{digest(channel['url'], limit, length=16)}.json"
     if path.is_file(): kept = json.loads(path.read_text())
     else:
         videos, others = list_channel(ydl, channel["url"], loopback)
@@ -195,14 +201,14 @@ def _listing(ydl, channel, folder, loopback, forgotten=None):
 
 def _limited(where, folder):
     return RateLimited(f"{where} asks us to wait (rate limit)", where=folder,
-                       remedy="nothing is lost: run the same command in an hour or more, and it goes on from there")
+                       remedy="nothing is lost: run the same command in an hour or more, and it goes on from there",
+                       final=True)  # for a scheduler, whose next try would come at once
 
 # %% ../nbs/00e_platforms.ipynb #harvest_video
 def _ask_and_keep(ydl, video, folder, loopback):
     "Ask for a video that is not on disk and keep what is final. ('', '') or (not_checked, reason)."
-    from yt_dlp.utils import YoutubeDLError
     try: facts = ask_video(ydl, *video, loopback)
-    except (YoutubeDLError, OSError) as e:
+    except Exception as e:  # extractors are other people's code, and raise what they like
         status, reason = failure_of(e)
         if status == "not_checked": return status, reason
         facts = {"deescal": {"status": status, "reason": reason}}
@@ -220,13 +226,12 @@ def _record(folder, channel, video, why):
 # %% ../nbs/00e_platforms.ipynb #harvest_channel
 def _harvest_channel(ydls, channel, folder, pace, loopback, forgotten):
     "((line, status, reason, videos), records, whether the platform asked us to wait) of one channel."
-    from yt_dlp.utils import YoutubeDLError
     (listing, asking), real = ydls, not loopback
     if channel["kind"] == "video":
         try: check_id(channel["platform"], channel["platform_id"], real)
         except AddressError as e: return (channel["line"], "rejected", e.reason, 0), [], False
     try: videos, others = _listing(listing, channel, folder, loopback, forgotten)
-    except (YoutubeDLError, OSError) as e:
+    except Exception as e:  # as above
         reason = failure_of(e)[1]
         return (channel["line"], "failed", reason, 0), [], reason == "rate_limited"
     records, limited = [], False
@@ -270,28 +275,33 @@ def harvest_network(
 # %% ../nbs/00e_platforms.ipynb #audio
 AUDIO_BYTES = 2_000_000_000  # more than that is no encounter
 
-def fetch_audio(videos, folder, platforms, per_hour=300, sleep_s=1.0, loopback=""):
+def _fetch_one(url, key, folder, options):
+    "The path of the audio of one video, or the reason why there is none."
+    import yt_dlp
+    template = str(folder/key).replace("%", "%%") + ".%(ext)s"
+    options = options | {"format": "bestaudio/worst", "outtmpl": {"default": template}, "fixup": "never",
+                         "max_filesize": AUDIO_BYTES, "extract_flat": False}
+    try:
+        with yt_dlp.YoutubeDL(options) as ydl: ydl.extract_info(url)
+    except Exception as e: return failure_of(e)[1]  # as above
+    return next((p for p in folder.glob(f"{key}.*") if p.suffix != ".part"), "too_large")
+
+def fetch_audio(videos, folder, platforms, per_hour=300, sleep_s=1.0, loopback="", partial=False):
     """Fetch the audio of `videos`, (platform, identifier) each, into `folder`: video_id -> path, or the reason why not.
 
-    `RateLimited` where a platform asks us to wait; what is there by then stays."""
-    import yt_dlp
-    folder, pace, out = Path(folder), Pace(per_hour), {}
+    `RateLimited` where a platform asks us to wait, unless `partial`: then that is the reason of what is left."""
+    folder, pace, out, limited = Path(folder), Pace(per_hour), {}, False
     folder.mkdir(parents=True, exist_ok=True)
     for platform, platform_id in tqdm(videos, desc="audio", leave=False):
         key = video_key(platform, platform_id)
         there = [p for p in folder.glob(f"{key}.*") if p.stem == key and p.suffix not in (".part", ".ytdl")]
         if there: out[key] = there[0]
         elif platform not in platforms: out[key] = "switched_off"
+        elif limited: out[key] = "rate_limited"
         else:
             pace()
-            template = str(folder/key).replace("%", "%%") + ".%(ext)s"
-            options = ydl_options(platforms, None, sleep_s, 0, loopback) | {
-                "format": "bestaudio/worst", "outtmpl": {"default": template}, "fixup": "never",
-                "max_filesize": AUDIO_BYTES, "extract_flat": False}
-            try:
-                with yt_dlp.YoutubeDL(options) as ydl:
-                    ydl.extract_info(_sent_to(canonical(platform, platform_id), loopback))
-            except (yt_dlp.utils.YoutubeDLError, OSError) as e: out[key] = failure_of(e)[1]
-            else: out[key] = next((p for p in folder.glob(f"{key}.*") if p.suffix != ".part"), "too_large")
-            if out[key] == "rate_limited": raise _limited(platform, folder)
+            url = _sent_to(canonical(platform, platform_id), loopback)
+            out[key] = _fetch_one(url, key, folder, ydl_options(platforms, None, sleep_s, 0, loopback))
+            limited = out[key] == "rate_limited"
+            if limited and not partial: raise _limited(platform, folder)
     return out

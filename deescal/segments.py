@@ -8,7 +8,7 @@ __all__ = ['SEGMENT', 'REJECT', 'UNKNOWN_SPEAKER', 'READERS', 'read_rttm', 'read
            'answer_faults']
 
 # %% ../nbs/04a_segments.ipynb #imports
-import csv, io, json, math
+import csv, io, json
 
 import polars as pl
 
@@ -25,8 +25,12 @@ UNKNOWN_SPEAKER = "Unknown speaker"
 def _seconds(value):
     "A time in seconds, or None where the value is not a number that a clock can show."
     try: seconds = float(value)
-    except (TypeError, ValueError): return None
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    except (TypeError, ValueError, OverflowError): return None
+    return seconds if 0 <= seconds < 1e6 else None  # no recording is 11 days long; nan is neither
+
+def _plain(value):
+    "A value as one line of text that can be written as UTF-8."
+    return " ".join(str(value or "").encode("utf-8", "replace").decode().split())
 
 # %% ../nbs/04a_segments.ipynb #collect
 def _collect(rows):
@@ -37,8 +41,7 @@ def _collect(rows):
         if a is None or b is None: rejects.append((line, "unreadable_time", f"start {start!r:.20}, end {end!r:.20}"))
         elif b < a: rejects.append((line, "ends_before_it_starts", f"{a} to {b}"))
         else:
-            said = " ".join(str(text or "").split())
-            kept.append((str(recording or ""), a, b, str(label or "").strip() or UNKNOWN_SPEAKER, said))
+            kept.append((str(recording or ""), a, b, _plain(label) or UNKNOWN_SPEAKER, _plain(text)))
     return (pl.DataFrame(kept, schema=SEGMENT, orient="row").sort("start_s", "end_s", maintain_order=True),
             pl.DataFrame(rejects, schema=REJECT, orient="row"))
 

@@ -51,6 +51,16 @@ def test_what_is_asked_of_a_platform_has_the_shape_of_its_identifiers():
     with pytest.raises(AddressError, match="gives out no identifier"): check_id("youtube", "9101", real=True)
     with pytest.raises(AddressError, match="no platform"): check_id("vimeo", "1")
 
+def test_a_last_underscore_is_lost_in_the_key_and_no_two_real_videos_share_one():
+    "Identifiers of YouTube have 11 characters, so the one without it is none; other platforms' have no underscore."
+    assert video_key("youtube", "ABCDEFGHIJ_") == video_key("youtube", "ABCDEFGHIJ") == "youtube_ABCDEFGHIJ"
+    assert check_id("youtube", "ABCDEFGHIJ_", real=True)
+    with pytest.raises(AddressError): check_id("youtube", "ABCDEFGHIJ", real=True)
+
+@given(*[st.text("A_", min_size=11, max_size=11)] * 2)
+def test_two_identifiers_of_youtube_have_two_keys(one, other):
+    assert (video_key("youtube", one) == video_key("youtube", other)) == (one == other)
+
 # %% ../nbs/00c_addresses.ipynb #channels_test
 @pytest.mark.parametrize("url, address", [
     ("https://www.youtube.com/@a.b-c", "https://www.youtube.com/@a.b-c/videos"),

@@ -73,6 +73,13 @@ def test_words_lie_in_their_cue_in_order(words, start, length):
     times = [t for a, b, _ in found for t in (a, b)]
     assert times == sorted(times) and all(start <= t <= start + length + 1e-6 for t in times)
 
+@pytest.mark.parametrize("digits", [400, 5000])
+def test_hours_that_no_clock_shows_make_a_broken_cue_and_no_stamp(digits):
+    odd = "9" * digits + ":00:01.000"
+    cues, broken = parse_captions(f"00:01.000 --> {odd}\nbad\n\n{odd} --> {odd}\nbad\n\n00:01.0 --> 00:03.0\ngood\n")
+    assert len(cues) == 1 and broken == 2
+    assert cue_words(1.0, 3.0, [f"a<{odd}>b"]) == [(1.0, 3.0, "ab")]
+
 # %% ../nbs/01b_captions.ipynb #read_test
 def reason_of(function, *arguments):
     with pytest.raises(CaptionError) as caught: function(*arguments)

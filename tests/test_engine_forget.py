@@ -85,3 +85,12 @@ def test_turns_heard_here_go_where_nobody_can_say_whose_they_are(tmp_path):
     assert kept.is_file()
     forget_files(run, marks(run, first), True)
     assert not kept.exists()
+
+def test_a_video_whose_identifier_ends_in_an_underscore_leaves_the_lists_too(tmp_path):
+    run, *_ = a_run(tmp_path)
+    both = [["youtube", "ccccccccc-_"], ["youtube", "dddddddddd_"]]
+    write_text(run.data/"harvest/archive.txt", "".join(f"{' '.join(v)}\n" for v in both))
+    write_text(run.data/"harvest/channels/0.json", json.dumps({"videos": both}))
+    assert len(forget_listed(run, "youtube_dddddddddd")) == 2
+    assert (run.data/"harvest/archive.txt").read_text() == "youtube ccccccccc-_\n"
+    assert json.loads((run.data/"harvest/channels/0.json").read_text())["videos"] == both[:1]

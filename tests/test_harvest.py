@@ -71,6 +71,8 @@ def test_a_single_video_that_was_forgotten_is_not_asked_for(tmp_path):
     write_text(run.data/"forgotten.txt", "salt " + digest("salt", "youtube_abcdefghijk"))
     listed = read_channels(b"url\nhttps://youtu.be/abcdefghijk\nhttps://youtu.be/bbcdefghijk\nhttps://www.youtube.com/@oak\n")
     assert listed_still(listed, run)["line"].to_list() == [3, 4]
+    write_text(run.data/"forgotten.txt", "salt " + digest("salt", "youtube_ABCDEFGHIJ"))  # the key lost its last "_"
+    assert len(listed_still(read_channels(b"url\nhttps://youtu.be/ABCDEFGHIJ_\n"), run)) == 0
 
 # %% ../nbs/01_harvest.ipynb #facts_test
 class Job(NamedTuple):

@@ -186,6 +186,29 @@ def test_a_listed_address_is_data(tmp_path):
         done = ask(server, tmp_path)
         assert done.channels[0] == (2, "ok", "4_other_entries", 1) and len(list(tmp_path.rglob("*.info.json"))) == 1
 
+@pytest.mark.parametrize("broken, row, why", [
+    ("/@oak", (2, "failed", "extractor_failed", 0), []), ("/watch", (2, "ok", "", 1), ["extractor_failed"])])
+def test_an_error_inside_an_extractor_costs_one_channel_or_one_video(tmp_path, broken, row, why):
+    import yt_dlp
+    from yt_dlp.extractor.common import InfoExtractor
+    class OddIE(InfoExtractor):
+        _VALID_URL = r"https://www\.youtube\.com/.+"
+        def _real_extract(self, url):
+            if broken in url: raise TypeError("'NoneType' object is no premium account")
+            return self.playlist_result([self.url_result("https://www.youtube.com/watch?v=abcdefghijk")], "oak")
+    with yt_dlp.YoutubeDL(ydl_options(["tiktok"])) as ydl:  # so that the odd one takes YouTube
+        ydl.add_info_extractor(OddIE())
+        channel = read_channels(CHANNELS_CSV).row(0, named=True)
+        found, records, limited = _harvest_channel((ydl, ydl), channel, tmp_path, Pace(10**9), "", None)
+    assert found == row and [r[3]["reason"] for r in records] == why and not limited
+    with pytest.raises(RateLimited) as e: failure_of(_limited("youtube", tmp_path))
+    assert e.value.final
+
+def test_a_list_that_was_cut_is_no_answer_to_who_wants_all(tmp_path):
+    with platform_of({OAK: ["a1", "a2", "a3"], ELM: []}) as server:
+        assert [len(ask(server, tmp_path, limit=n).records) for n in (2, 0, 2, 0)] == [2, 3, 2, 3]
+        assert server.asked.count(OAK) == 2
+
 # %% ../nbs/00e_platforms.ipynb #forgotten_test
 def test_what_was_forgotten_is_not_asked_for_and_not_kept(tmp_path):
     with platform_of({OAK: ["a1", "a2"], ELM: ["a1"]}) as server:

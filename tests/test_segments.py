@@ -68,6 +68,17 @@ def test_the_recordings_of_others_are_left_out():
     with pytest.raises(InputError, match="2 recordings"): read_segments(both.encode(), ".rttm", "youtube_3")
     assert len(read_segments(RTTM.encode("utf-16"), ".RTTM", "another_name")[0]) == 2
 
+@pytest.mark.parametrize("start, end", [("1e299", "1e300"), ("0", "1" + "0" * 400), ("0", "1e6"), ("NaN", "1")])
+def test_a_time_that_no_clock_shows_is_a_reject_and_the_rest_can_be_written(start, end):
+    segments, rejects = read_json(f'[{{"start": {start}, "end": {end}}}, {{"start": 1, "end": 2, "text": "Stop."}}]')
+    assert rejects.select("line", "reason").rows() == [(1, "unreadable_time")]
+    assert released_csv(segments).splitlines()[1] == "00:01,Unknown speaker,Stop."
+
+def test_half_a_character_in_json_is_a_question_mark():
+    segments, _ = read_json(r'[{"start": 1, "end": 2, "speaker": "A\ud800", "text": "Stop\udfff \u00e9"}]')
+    assert segments.select("speaker_label", "text").rows() == [("A?", "Stop? é")]
+    assert released_csv(segments).encode()
+
 # %% ../nbs/04a_segments.ipynb #write_test
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 40_000), st.text(max_size=6), st.text(max_size=20))))

@@ -80,12 +80,12 @@ def forget_rows(run, names):
 # %% ../../nbs/appendix/A15b_forget.ipynb #harvest_lists
 def forget_listed(run, video_id):
     "Take a video out of the lists of a harvest: the paths that were changed."
-    out, platform, plain = [], *video_id.partition("_")[::2]
+    out = []
     for path in [run.data/"harvest"/"archive.txt", *(run.data/"harvest"/"channels").glob("*.json")]:
         if not path.is_file(): continue
         old = path.read_text()
         if path.suffix == ".txt":
-            new = "".join(line for line in old.splitlines(True) if line.split() != [platform, plain])
+            new = "".join(line for line in old.splitlines(True) if safe_id("_".join(line.split())) != video_id)
         else:
             kept = json.loads(old)
             kept["videos"] = [v for v in kept["videos"] if safe_id("_".join(v)) != video_id]

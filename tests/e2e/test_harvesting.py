@@ -14,8 +14,9 @@ import polars as pl
 import pytest
 
 from deescal.engine.files import path_sha256
-from deescal.harvest import find_clips, from_released, harvest_accounting, harvest_tables
-from deescal.videolist import CHANNELS, read_info_folder, read_video_list
+from deescal.harvest import find_clips, from_network, from_released, harvest_accounting, harvest_tables
+from deescal.platforms import RateLimited
+from deescal.videolist import CHANNELS, read_channels, read_info_folder, read_video_list
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("DEESCAL_DATA") or ROOT.parent / "shared" / "data" / "deescalwild")
@@ -172,6 +173,30 @@ def test_audio_is_fetched_under_the_name_of_its_video(tmp_path):
         assert clips.rows() == [("youtube_a1", "kept/audio/youtube_a1.mp4")]
         asked = server.asked.count("/clip.mp4")
         assert result(harvest(server, tmp_path, audio=True))[0] == 2 and server.asked.count("/clip.mp4") == asked
+
+
+def asked_here(server, folder, **more):
+    listed = read_channels(b"channel,url\nOak,https://www.youtube.com/@oak\n")
+    found = from_network(listed, folder / "kept", ["youtube"], audio=True, per_hour=10**9, sleep_s=0,
+                         loopback=server.base, **more)
+    return harvest_tables(found, "network", find_clips([folder / "kept" / "audio"], folder))["videos"]
+
+
+def test_audio_that_did_not_come_has_its_reason_and_a_rate_limit_stops_unless_partial(tmp_path):
+    with Platform({"/@oak/videos": ["a1", "a2", "a3"]}) as server:
+        assert result(harvest(server, tmp_path)) == [3, 3, ["ok"] * 3], "their facts, no audio"
+        asked_here(server, tmp_path, forgotten=lambda ids: set(ids) & {"youtube_a2", "youtube_a3"})
+        server.fail["/clip.mp4"] = 429
+        with pytest.raises(RateLimited):
+            asked_here(server, tmp_path)
+        videos = asked_here(server, tmp_path, partial=True)
+        assert videos.select("platform_id", "clip", "clip_reason").rows() == [
+            ("a1", "kept/audio/youtube_a1.mp4", None), ("a2", None, "rate_limited"), ("a3", None, "rate_limited")]
+        asked = len(server.asked)
+        videos = asked_here(server, tmp_path, forgotten=lambda ids: set(ids) & {"youtube_a2", "youtube_a3"})
+        assert videos["clip_reason"].null_count() == 3 and len(server.asked) == asked, "nobody asks for the forgotten"
+        server.fail["/clip.mp4"] = 404
+        assert asked_here(server, tmp_path)["clip_reason"].to_list() == [None, "http_404", "http_404"]
 
 
 HEAD = "id,Index,Title,URL,Uploader,Views,Upload Date,Duration (sec),Description,Transcript,channel_name\n"
