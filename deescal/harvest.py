@@ -84,14 +84,14 @@ def from_network(listed, folder, platforms, partial=False, audio=False, per_hour
 _CLIP_KINDS = (".ogg", ".opus", ".flac", ".wav", ".mp3", ".m4a", ".aac", ".webm", ".mp4", ".mkv", ".mov")
 
 def find_clips(folders, root):
-    "Audio and video files of `folders` by the `video_id` they are called by: video_id, clip (path from `root`), hashes."
+    "Audio and video files of `folders` by the `video_id` they are called by: video_id, clip (from `root`), hashes."
     paths = [p for f in folders if Path(f).is_dir() for p in sorted(Path(f).iterdir()) if p.is_file()]
     rows = {p.stem: os.path.relpath(p, root) for p in reversed(paths) if p.suffix.lower() in _CLIP_KINDS}
     clips = pl.DataFrame(list(rows.items()), schema={"video_id": pl.String, "clip": pl.String}, orient="row")
     return clips.with_columns(*clip_hashes([Path(root)/c for c in clips["clip"]]))
 
 def clip_hashes(clips):
-    "Columns `clip_sha256`, of each of the files `clips`, and `captions_sha256`, of the captions beside it; null for none."
+    "Columns `clip_sha256`, of each of the files `clips`, and `captions_sha256`, of captions beside it, or null."
     beside = {}
     for path in sorted(p for f in {c.parent for c in clips} for p in f.iterdir() if p.suffix in (".vtt", ".srt")):
         for stem in {path.stem, path.stem.rpartition(".")[0]}:  # with and without a language
