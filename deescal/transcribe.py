@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CLOCKS_DIFFER', 'PASSING', 'PLANTED', 'caption_frames', 'text_frames', 'judge_cues', 'kept_words', 'Hearing',
-           'sound_of', 'captions_of', 'caption_sha256', 'transcribe_video', 'code_version', 'result_key',
-           'until_blocked', 'in_shard', 'transcribe_videos', 'transcript_tables', 'transcribe_accounting',
-           'count_errors', 'longest_pause', 'planted_silence', 'facts', 'egress']
+           'sound_of', 'captions_of', 'caption_sha256', 'transcribe_video', 'code_version', 'sound_removed',
+           'no_sound_left', 'result_key', 'until_blocked', 'in_shard', 'transcribe_videos', 'transcript_tables',
+           'transcribe_accounting', 'may_be_shown', 'count_errors', 'longest_pause', 'planted_silence', 'facts',
+           'egress']
 
 # %% ../nbs/02_transcribe.ipynb #imports
 import json
@@ -113,13 +114,13 @@ def sound_of(video, hearing, root):
     try: return decode_audio(Path(root)/video["clip"], hearing.max_s), None
     except AudioError as error: return None, error.reason
 
-def captions_of(video, hearing, root, ask=None):
-    "(cues, words, language, broken) from captions. `CaptionError` where there are none that can be used."
+def captions_of(video, hearing, root, ask=None, untimed=True):
+    "(cues, words, language, broken) from captions, `untimed` ones too. `CaptionError` where none can be used."
     path = find_captions(Path(root)/video["clip"], hearing.language) if video["clip"] else None
     if path:
         captions, broken = read_captions(path)
         return *caption_frames(captions), hearing.language, broken
-    if video["caption"]: return *text_frames(video["caption"]), None, 0
+    if video["caption"] and untimed: return *text_frames(video["caption"]), None, 0
     if ask is None or video["platform"] != "youtube": raise CaptionError("no_captions", video["video_id"])
     captions, language = ask(video["platform_id"], languages=(hearing.language,))
     return *caption_frames(captions), language, 0
@@ -141,7 +142,8 @@ def _result(video, **found):
 def _put_out(video, samples, voice, lacks, hearing, hear, root, ask):
     "(method, cues, words, language, broken) of a video, or (None, reason)."
     if hearing.method != "whisper":
-        try: return "captions", *captions_of(video, hearing, root, ask)
+        untimed = hearing.method == "captions" or samples is None
+        try: return "captions", *captions_of(video, hearing, root, ask, untimed)
         except CaptionError as error: lacks = error.reason if hearing.method == "captions" else lacks or error.reason
     if hearing.method == "captions" or samples is None: return None, lacks
     if voice is not None and not len(voice): return None, "no_voice"
@@ -159,7 +161,8 @@ def transcribe_video(video, hearing, hear, root, ask=None):
              "voice_s": None if voice is None else float((voice["end_s"] - voice["start_s"]).sum())}
     method, *found = _put_out(video, samples, voice, lacks, hearing, hear, root, ask)
     if method is None: return _result(video, reason=found[0], **sound)
-    sound["caption_sha256"] = caption_sha256(video, hearing, root) if method == "captions" else None
+    listed = video if found[0]["start_s"].null_count() else video | {"caption": None}
+    sound["caption_sha256"] = caption_sha256(listed, hearing, root) if method == "captions" else None
     return _judged(video, method, *found, voice, sound, hearing)
 
 # %% ../nbs/02_transcribe.ipynb #judged_result
@@ -172,18 +175,34 @@ def _judged(video, method, cues, words, language, broken, voice, sound, hearing)
     return out | {"cues": cues.with_columns(method=pl.lit(method)).to_dicts(), "words": words.to_dicts()}
 
 # %% ../nbs/02_transcribe.ipynb #transcribe_videos
-def code_version(root):
-    "A hash of the code that decides a transcript, and of Whisper's version."
-    decides = ("audio", "captions", "loops", "speechmodel", "transcribe")
-    known = import_closure(decides, root)
-    return digest([known[name] for name in decides], metadata.version("openai-whisper"), length=16)
+def code_version(
+    root,
+    stage="transcribe",                                     # the stage's own module
+    modules=("audio", "captions", "loops", "speechmodel"),  # that decide its results, with all they import
+    packages=("openai-whisper", "torch", "onnxruntime", "silero-vad", "imageio-ffmpeg"),
+):
+    "A hash of the code that decides a stage's results, and of the versions of the packages that compute them."
+    known = import_closure(modules, root) | {stage: import_closure([stage], root)[stage]}
+    ours = {name: sha for name, sha in known.items() if name.split(".")[0] != "engine"}
+    return digest(ours, [metadata.version(p).split("+")[0] for p in packages], length=16)
 
-def result_key(video, hearing, root):
-    "A hash of everything that decides a video's result."
+def sound_removed(clip, root, fetched):
+    "Whether a clip lay in `fetched`, the folder of what a run has fetched, and is there no more; never without one."
+    path = Path(root)/clip if clip and fetched else None
+    return path is not None and not path.is_file() and Path(fetched).resolve() in path.resolve().parents
+
+def no_sound_left(video_id):
+    "The error of a video that must be heard again and cannot."
+    return InputError("its sound was removed after diarization", where=video_id,
+                      remedy="run 01 again with harvest.audio=true, or keep it: diarize.keep_audio=true")
+
+def result_key(video, hearing, root, fetched=None):
+    "A hash of everything that decides a video's result; of sound that was removed, by the hash that 01 took."
     clip = Path(root)/video["clip"] if video["clip"] else None
     captions = find_captions(clip, hearing.language) if clip else None
+    sound = video["clip_sha256"] if sound_removed(video["clip"], root, fetched) else clip and path_sha256(clip)
     fields = ("video_id", "platform", "platform_id", "duration_s", "status", "caption", "clip")
-    return digest({f: video[f] for f in fields}, hearing._asdict(), clip and path_sha256(clip),
+    return digest({f: video[f] for f in fields}, hearing._asdict(), sound,
                   captions and path_sha256(captions), length=16)
 
 def _finished(path):
@@ -214,14 +233,18 @@ def transcribe_videos(
     root,     # folder that clips are relative to
     hear=None, ask=None,
     shard=0, shards=1,
+    fetched=None,  # folder whose clips may have been removed since they were transcribed
 ):
-    "The result of each video, in order; those of other shards are rejected as `other_shard` unless they are done."
+    """The result of each video, in order; those of other shards are rejected as `other_shard` unless they are done.
+
+    `InputError` where a video's sound was removed and nothing is known of it."""
     if not shard < shards:
         raise DeescalError(f"shard {shard} of {shards}", where="transcribe.shard", remedy="count shards from 0")
     out = []
     for video in tqdm(videos.rows(named=True), desc="videos", unit="video"):  # a loop: each is its own work
-        path = Path(work)/f"{safe_id(video['video_id'])}.{result_key(video, hearing, root)}.json"
+        path = Path(work)/f"{safe_id(video['video_id'])}.{result_key(video, hearing, root, fetched)}.json"
         if (result := _finished(path)) is None and in_shard(video["video_id"], shard, shards):
+            if sound_removed(video["clip"], root, fetched): raise no_sound_left(video["video_id"])
             result = transcribe_video(video, hearing, hear, root, ask)
             if result["transcript"]["reason"] not in PASSING: write_text(path, json.dumps(result, ensure_ascii=False))
         out.append(result or _result(video, reason="other_shard"))
@@ -250,6 +273,18 @@ def transcribe_accounting(n_videos, transcripts, cues):
     repaired = dict(cues.filter("kept").drop_nulls("reason").group_by("reason").len().sort("reason").rows())
     return pl.concat([account("transcribe", "video", n_videos, (transcripts["status"] == "ok").sum(), rejected=lost),
                       account("transcribe", "cue", len(cues), cues["kept"].sum(), rejected=cut, repaired=repaired)])
+
+# %% ../nbs/02_transcribe.ipynb #shown
+def may_be_shown(
+    video,       # row of `videos`: clip_sha256
+    transcript,  # row of `transcripts`: caption_sha256
+    root,        # folder of the project, which lists the hashes of its fiction
+):
+    "Whether a video's words may be shown: its sound, and the captions they are from, are of the fiction that ships."
+    path = Path(root)/"data"/"fiction.json"
+    corpora = json.loads(path.read_text(encoding="utf-8")).values() if path.is_file() else []
+    shipped = {sha for corpus in corpora for sha in corpus["files"].values()}
+    return {video["clip_sha256"], transcript["caption_sha256"] or video["clip_sha256"]} <= shipped
 
 # %% ../nbs/02_transcribe.ipynb #count_errors
 def count_errors(

@@ -5,7 +5,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 
 # %% ../nbs/05_diarize.ipynb #test_imports
 from types import SimpleNamespace
-import pytest
+import pytest, soundfile
 from hypothesis import given, settings, strategies as st
 
 from deescal.segments import SEGMENT
@@ -101,6 +101,52 @@ def test_a_plan_has_each_scenario_once_and_a_reason_where_there_is_no_way():
         ("youtube_3", "labelled", None), ("youtube_4", "read", None)]
     assert plan_scenarios(toy_videos, [], {}, "none")["reason"].to_list() == [
         "no_method", "private", "no_method", "no_method"]
+
+def test_words_without_times_are_told_from_no_words():
+    said = pl.DataFrame([(None, None, "step"), (None, None, "out")], schema=TIMED, orient="row")
+    turns, chunk = toy_segments((0, 9, "A", "")), Chunk("v", 0.0, 9.0)
+    def why(said): return diarize_here([chunk], lambda sid: said, lambda c: turns, {"v": (9.0, None)})[0]
+    assert why(said) == (None, "no_times") and why(said.clear()) == (None, "no_words")
+
+def test_what_was_heard_needs_no_sound_the_second_time(tmp_path):
+    clip, hashes = tmp_path/"v.wav", {"v": "a" * 64}
+    soundfile.write(clip, np.zeros(SAMPLE_RATE), SAMPLE_RATE)
+    def heard(*settings, removed=()): return hear({"v": clip}, 60, False, partial(
+        kept_hearing, work=tmp_path/"work", hashes=hashes, settings=settings, removed=removed))
+    first = heard("code")
+    clip.unlink()
+    again = heard("code", removed={"v"})
+    assert again[0]["v"][0] == first[0]["v"][0] == 1.0 and again[0]["v"][1].equals(first[0]["v"][1])
+    with pytest.raises(InputError, match="removed after diarization"): heard("other code", removed={"v"})
+    assert heard("other code")[1] == {"v": "no_clip"} == heard("other code")[1]
+
+def test_turns_are_kept_by_the_clip_the_code_and_the_voices(tmp_path):
+    voice, calls = pl.DataFrame([(0.0, 1.0)], schema=VOICE, orient="row"), []
+    def sound(sid):
+        calls.append(sid)
+        return np.zeros(SAMPLE_RATE, np.float32)
+    def turns(settings="a", voice=voice, sha="1"):
+        return turns_here(Chunk("v", 0.0, 1.0), sound, {"v": (1.0, voice)}, None, settings, tmp_path, False, {"v": sha})
+    assert turns().equals(turns()) and len(calls) == 1
+    turns("b"), turns(voice=voice * 0.5), turns(sha="2")
+    assert len(calls) == 4
+
+def test_an_answer_is_kept_unless_another_day_brings_another(tmp_path):
+    path, segments = tmp_path/"v.json", toy_segments((0.5, None, "A", "Step back."))
+    for reason in PASSING_FAULTS: keep_answer(path, None, reason, 3)
+    assert kept_answer(path) is None
+    keep_answer(path, segments, "", 3)
+    assert kept_answer(path)[0].equals(segments) and kept_answer(path)[1:] == ("", 3)
+    keep_answer(path, None, "loop", 7)
+    assert kept_answer(path) == (None, "loop", 7)
+
+def test_sound_that_was_fetched_is_removed_and_nobody_else_s(tmp_path):
+    paths = {sid: tmp_path/f"{folder}/{sid}.ogg" for sid, folder in (
+        ("ok", "run"), ("loop", "run"), ("waits", "run"), ("mine", "clips"))}
+    for path in [*paths.values(), tmp_path/"run/c.wav", tmp_path/"run/c.flac"]: write_text(path, "x")
+    remove_fetched(paths, tmp_path/"run", {"loop": "loop", "waits": "quota"})
+    remove_chunks(tmp_path/"run")
+    assert sorted(p.stem for p in tmp_path.rglob("*.*")) == ["mine", "waits"]
 
 def test_words_come_from_cues_where_there_are_none():
     words = pl.DataFrame(schema={"video_id": pl.String, "word": pl.Int64, **TIMED})

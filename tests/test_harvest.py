@@ -31,6 +31,16 @@ def test_the_sample_has_its_eight_clips_and_every_fault_is_found(tmp_path):
     assert (videos["caption_reason"] == "not_in_source").all()
     assert tables["channels"]["status"].to_list() == ["ok"] * 5 + ["rejected"] * 2
 
+def test_a_clip_or_captions_that_change_under_the_same_name_change_the_table(tmp_path):
+    def hashes(): return find_clips([tmp_path], tmp_path).select("clip_sha256", "captions_sha256").rows()
+    (tmp_path/"youtube_1.ogg").write_bytes(b"a")
+    (tmp_path/"youtube_12.en.vtt").write_bytes(b"another's")
+    seen = [hashes()]
+    for name in ("youtube_1.en.vtt", "youtube_1.es.vtt", "youtube_1.srt", "youtube_1.ogg"):
+        (tmp_path/name).write_bytes(b"b")
+        seen.append(hashes())
+    assert seen[0][0][1] is None and len({str(s) for s in seen}) == 5 and seen == [*seen[:4], hashes()]
+
 def test_the_tables_are_those_that_are_declared_and_add_up(tmp_path):
     run, tables = Run("toy", 1, tmp_path), harvest_tables(of_sample(), "archive", find_clips([], tmp_path))
     for name, df in tables.items(): run.write(name, df)

@@ -5,7 +5,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 
 # %% ../nbs/02_transcribe.ipynb #test_imports
 from types import SimpleNamespace
-import json
+import json, shutil
 
 import pytest
 from hypothesis import given, strategies as st
@@ -18,7 +18,7 @@ CLIPS = project_root()/"data/clips"
 def video(video_id="youtube_1", **given):
     "A row of the table `videos`."
     return {"video_id": video_id, "platform": "youtube", "platform_id": "1", "duration_s": None, "status": "ok",
-            "caption": None, "clip": None} | given
+            "caption": None, "clip": None, "clip_sha256": None, "captions_sha256": None} | given
 
 def toy_cues(*texts, length=2.0, **signals):
     "Cues of two seconds each, one after the other."
@@ -79,6 +79,14 @@ def test_a_caption_of_the_released_list_is_taken_without_times():
     row = transcribe_video(video(status="deleted", caption="step  out\nplease"), Hearing(), None, project_root())
     assert row["transcript"]["text"] == "step out please" and row["words"][0]["start_s"] is None
 
+def test_a_list_s_text_without_times_does_not_stand_before_sound(tmp_path):
+    (tmp_path/"a.ogg").write_bytes((CLIPS/"youtube_9107.ogg").read_bytes())
+    row = video(clip="a.ogg", caption="step out please")
+    def hear(samples, voice): return toy_cues("why me", length=8.0)
+    found = transcript(row, tmp_path, hear)
+    assert (found["method"], found["text"], found["caption_sha256"]) == ("whisper", "why me", None)
+    assert transcript(row, tmp_path, method="captions")["text"] == "step out please"
+
 def test_captions_that_the_platform_refuses_have_its_reason():
     def ask(platform_id, languages): raise CaptionError("captions_blocked", platform_id)
     assert transcript(video(), ask=ask)["reason"] == "no_clip"
@@ -123,6 +131,29 @@ def test_a_result_hangs_on_the_clip_its_captions_and_the_settings(tmp_path):
     assert len({*keys, result_key(row, Hearing(code=code_version(project_root())), tmp_path)}) == 6
     assert result_key(row | {"title": "x", "views": 7}, Hearing(), tmp_path) == keys[3]
 
+def test_a_result_hangs_on_all_code_that_decides_it(tmp_path):
+    shutil.copytree(project_root()/"deescal", tmp_path/"deescal")
+    before = code_version(tmp_path)
+    for module, same in (("text", False), ("loops", False), ("engine/profile", True)):  # loops imports text
+        with open(tmp_path/f"deescal/{module}.py", "a") as file: file.write("\nmore = 1\n")
+        assert (code_version(tmp_path) == before) == same
+        before = code_version(tmp_path)
+
+def test_sound_that_was_removed_takes_no_transcript_away(tmp_path):
+    fetched, clip = tmp_path/"runs/a", tmp_path/"runs/a/audio/youtube_1.ogg"
+    clip.parent.mkdir(parents=True)
+    clip.write_bytes((CLIPS/"youtube_9107.ogg").read_bytes())
+    videos = pl.DataFrame([video(clip="runs/a/audio/youtube_1.ogg", clip_sha256=path_sha256(clip))],
+                          schema_overrides={"duration_s": pl.Float64, "caption": pl.String})
+    def results(heard="why me", **hearing):
+        return transcribe_videos(videos, Hearing(**hearing), tmp_path/"work", tmp_path,
+                                 lambda *_: toy_cues(heard, length=8.0), fetched=fetched)
+    first = results()
+    clip.unlink()
+    assert first[0]["transcript"]["status"] == "ok" and results("something else") == first
+    with pytest.raises(InputError, match="removed after diarization"): results(language="es")
+    assert len(list((tmp_path/"work").iterdir())) == 1
+
 def test_a_broken_result_is_made_again(tmp_path):
     first = transcribe_videos(four(), Hearing(), tmp_path/"work", tmp_path)
     for path in (tmp_path/"work").iterdir(): path.write_text(path.read_text()[:50])
@@ -165,6 +196,15 @@ def test_tables_and_account_hold_every_video_and_cue(tmp_path):
     assert counted.filter(unit="video", measure="rejected").select("reason", "count").rows() == [("no_clip", 1)]
     empty = transcript_tables([])
     assert len(transcribe_accounting(0, empty["transcripts"], empty["cues"])) == 4
+
+# %% ../nbs/02_transcribe.ipynb #shown_test
+def test_speech_is_shown_only_of_sound_and_captions_that_ship(tmp_path):
+    sound, captions = (path_sha256(CLIPS/f"youtube_9103{end}") for end in (".ogg", ".en.vtt"))
+    def shown(sound, captions, root=project_root()):
+        return may_be_shown({"clip_sha256": sound}, {"caption_sha256": captions}, root)
+    assert shown(sound, captions) and shown(sound, None)
+    assert not any((shown(None, captions), shown(sound, "0" * 64), shown("0" * 64, captions), shown(None, None),
+                    shown(sound, None, tmp_path)))
 
 # %% ../nbs/02_transcribe.ipynb #planted_test
 def test_a_model_that_talks_through_silence_is_found_out():

@@ -25,10 +25,11 @@ def ffmpeg(*arguments):
 
 
 def videos_of(*names, clips=None):
-    rows = [(n, "youtube", n, None, "ok", None, clip) for n, clip in zip(names, clips or [f"{n}.ogg" for n in names])]
+    rows = [(n, "youtube", n, None, "ok", None, clip, None, None) for n, clip in zip(names, clips or [f"{n}.ogg" for n in names])]
     return pl.DataFrame(rows, orient="row", schema={
         "video_id": pl.String, "platform": pl.String, "platform_id": pl.String, "duration_s": pl.Float64,
-        "status": pl.String, "caption": pl.String, "clip": pl.String})
+        "status": pl.String, "caption": pl.String, "clip": pl.String, "clip_sha256": pl.String,
+        "captions_sha256": pl.String})
 
 
 @pytest.fixture(scope="module")
