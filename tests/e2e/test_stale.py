@@ -87,7 +87,7 @@ EDITS = {
         {"08d_base-tiny", "14_report"}, set()),
     "a label in loss_figure": (
         lambda r: edit_module(r, "figures", '"loss (nats a token)"', '"loss, nats a token"'),
-        {"14_report"}, {"07d_datacard", "08d_base-tiny", "09_finetune-tiny"}),
+        {"14_report"}, {"02_transcribe", "05_diarize", "07d_datacard", "08d_base-tiny", "09_finetune-tiny"}),
     "a sentence of a card": (
         lambda r: edit_module(r, "cards", "transcription errors", "errors of transcription"),
         {"07d_datacard", "09e_modelcards"}, set()),
