@@ -241,7 +241,7 @@ def test_the_report_needs_no_network(checkout):
     pages = [checkout.root / "figures/micro/report.html", *(checkout.root / "figures/micro/notebooks").glob("*.html")]
     assert len(pages) == len(JOBS) + 1
     for p in pages:
-        html = p.read_text()
+        html = re.sub(r'<a href="https://[^"]*"', "<a", p.read_text())  # a link is for the reader to follow
         assert not re.search(r"""<(?:script|link|iframe)\b|(?:src|href)\s*=\s*["']?(?:https?:)?//|@import|"""
                              r"""url\(\s*["']?http""", html), p
         for target in re.findall(r'href="(notebooks/[^"]+)"', html):

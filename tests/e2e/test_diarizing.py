@@ -257,7 +257,7 @@ def papermill(root, notebook, out, **parameters):
 def test_labelled_scenarios_are_read_by_06_as_at_their_source(new_checkout, tmp_path):
     "05 with labels alone (no video), then 06 on what it wrote: tables as from the folder itself, byte for byte."
     root = new_checkout.root
-    for table in ("videos", "words", "cues"):
+    for table in ("videos", "words", "cues", "transcripts"):
         from deescal.engine.tables import TABLES
         for run in ("a", "b"):
             path = root / f"data/runs/{run}/tables/{table}.parquet"
@@ -278,7 +278,7 @@ def test_labelled_scenarios_are_read_by_06_as_at_their_source(new_checkout, tmp_
 def test_a_run_without_labels_or_sound_is_told_so_by_06(new_checkout, tmp_path):
     root = new_checkout.root
     from deescal.engine.tables import TABLES
-    for table in ("videos", "words", "cues"):
+    for table in ("videos", "words", "cues", "transcripts"):
         path = root / f"data/runs/a/tables/{table}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pl.DataFrame(schema=TABLES[table].schema).write_parquet(path)
