@@ -199,7 +199,7 @@ KILLED = """
 import json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import test_diarize as t
+import test_diarizing as t
 work, log = Path(sys.argv[1]), Path(sys.argv[2])
 real = t.turns_here
 def slow(chunk, sound, *rest):
