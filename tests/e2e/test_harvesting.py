@@ -170,7 +170,7 @@ def test_audio_is_fetched_under_the_name_of_its_video(tmp_path):
     with Platform({"/@oak/videos": ["a1", "a2"]}, fail={"/watch?v=a2": 404}) as server:
         assert result(harvest(server, tmp_path, audio=True)) == [2, 2, ["deleted", "ok"]]
         clips = find_clips([tmp_path / "kept" / "audio"], tmp_path)
-        assert clips.rows() == [("youtube_a1", "kept/audio/youtube_a1.mp4")]
+        assert clips.select("video_id", "clip").rows() == [("youtube_a1", "kept/audio/youtube_a1.mp4")]
         asked = server.asked.count("/clip.mp4")
         assert result(harvest(server, tmp_path, audio=True))[0] == 2 and server.asked.count("/clip.mp4") == asked
 
