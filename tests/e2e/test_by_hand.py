@@ -83,8 +83,9 @@ def test_an_error_about_real_data_is_told_without_its_words(canary):
 
 def test_an_error_before_the_corpus_never_trusts_what_an_earlier_run_was_made_from(checkout):
     "The finished run's origin says fiction; the reference that is given now is somebody's words."
+    rows = "".join(f"youtube_9101,{i},{i + 1},a,officer,x\n" for i in range(300))  # that start_s is taken for a number
     (checkout.root / "data/reference.csv").write_text(
-        f"clip,start_s,end_s,speaker,role,text\nyoutube_9101,0,1,a,officer,x\nyoutube_9101,{CANARY} my wife,1,a,officer,x\n")
+        f"clip,start_s,end_s,speaker,role,text\n{rows}youtube_9101,{CANARY} my wife,1,a,officer,x\n")
     r = checkout.deescal("job", "02_transcribe", "--profile", "micro", "--set",
                          "transcribe.reference=data/reference.csv", ok=False)
     assert r.returncode and "02_transcribe stopped" in r.stderr and CANARY not in r.stdout + r.stderr
