@@ -200,10 +200,10 @@ def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
                        cwd=c.root, env=c.env, capture_output=True, text=True)
     assert "1 failed" in r.stdout and "test_planted" in r.stdout
     out = c.root / "out.ipynb"
-    r = subprocess.run([sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", "nbs/06_corpus.ipynb", str(out)],
-                       cwd=c.root, env=c.env, capture_output=True, text=True)
+    by_hand = ["papermill", "-k", "python3", "--cwd", "nbs", "-p", "data", "data/planted", "nbs/06_corpus.ipynb", str(out)]
+    r = subprocess.run([sys.executable, "-m", *by_hand], cwd=c.root, env=c.env, capture_output=True, text=True)
     assert r.returncode and "tests of 06_corpus failed" in r.stderr, "by hand the last cell runs the tests"
-    c.deescal("job", "06_corpus", "--profile", "micro", "--set", "run.lesson=true")
+    c.deescal("job", "06_corpus", "--profile", "micro", "--data", "data/planted", "--set", "run.lesson=true")
     assert set(c.records()) == {"06_corpus"}, "a job runs no tests"
 
 
