@@ -187,7 +187,9 @@ def most(door, question, schema, price):
     return 1, size + 512 + sound + door.max_tokens, call_cost(price, size + 512 + sound, door.max_tokens, sound) or 0.0
 
 # %% ../nbs/00b_llm.ipynb #store
-def entry_path(cache, number): return Path(cache)/number[:2]/f"{number}.json"
+def entry_path(cache, number):
+    "The file of a kept answer in the folder `cache`, by the hash `number` of its question."
+    return Path(cache)/number[:2]/f"{number}.json"
 
 def read_entry(cache, number):
     "What is kept of a question: {'keys': [...], 'calls': [...]}; a call that was on its way at a kill is `unknown`."

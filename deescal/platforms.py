@@ -131,7 +131,9 @@ _KEPT = ("title", "uploader", "channel", "upload_date", "timestamp", "duration",
          "live_status", "age_limit")
 _KEYS = {"youtube": "Youtube", "tiktok": "TikTok", "facebook": "Facebook"}
 
-def info_path(folder, platform, platform_id): return Path(folder)/"info"/f"{video_key(platform, platform_id)}.info.json"
+def info_path(folder, platform, platform_id):
+    "The file in which a harvest keeps what a platform says of a video."
+    return Path(folder)/"info"/f"{video_key(platform, platform_id)}.info.json"
 
 def known_info(folder, platform, platform_id):
     "The info that is on disk for a video; None where there is none that can be read."

@@ -195,9 +195,13 @@ def sideways(df, key):
         schema={"what": pl.String, **{n: pl.String for n in names}})
 
 # %% ../nbs/14_report.ipynb #blocks
-def text_block(words): return {"kind": "text", "text": words}
+def text_block(words):
+    "A block of one paragraph."
+    return {"kind": "text", "text": words}
 
-def figure_block(name, alt, caption=""): return {"kind": "figure", "name": name, "alt": alt, "caption": caption}
+def figure_block(name, alt, caption=""):
+    "A block with the figure of that name, its text for who cannot see it, and a caption."
+    return {"kind": "figure", "name": name, "alt": alt, "caption": caption}
 
 # %% ../nbs/14_report.ipynb #table_block
 def table_block(df, title=""):

@@ -46,7 +46,9 @@ def overrides(args):
     if args.run: out["run.name"] = args.run
     return out
 
-def resolved(args): return resolve(args.profile, overrides(args))
+def resolved(args):
+    "The jobs of a command's profile and overrides."
+    return resolve(args.profile, overrides(args))
 
 # %% ../../nbs/appendix/A15_cli.ipynb #bring_up
 def request_of(args):

@@ -77,7 +77,9 @@ def known_seconds(jobs):
     return {j.name: out[j.name] for j in jobs if j.name in out}
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #clock
-def clock(seconds): return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+def clock(seconds):
+    "Seconds as minutes and seconds: 1:05."
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #status_line
 def status_line(jobs, done, running, since, known, workers=2):
