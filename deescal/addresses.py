@@ -15,7 +15,12 @@ from .engine.files import safe_id
 # %% ../nbs/00c_addresses.ipynb #error
 class AddressError(InputError):
     "An address or identifier that is not taken; `reason` says why, in one word."
-    def __init__(self, reason, what, where="", remedy="give the address of a video as its platform writes it"):
+    def __init__(
+        self,
+        reason,
+        what,
+        where="",
+        remedy="give the address of a video as its platform writes it"):
         self.reason = reason
         super().__init__(what, where=f"{where!r:.120}", remedy=remedy)
 
@@ -27,29 +32,37 @@ HOSTS = {
 _PLATFORM = {host: platform for platform, hosts in HOSTS.items() for host in hosts}
 
 def split_address(url):
-    "The platform of an address and its parts (`urllib.parse.SplitResult`); `AddressError` where it is none of theirs."
+    """The platform of an address and its parts (`urllib.parse.SplitResult`);
+    `AddressError` where it is none of theirs."""
     def fail(reason, what): raise AddressError(reason, what, url)
     url = url.strip() if isinstance(url, str) else ""
     if not re.fullmatch(r"[!-~]{1,2000}", url): fail("no_address", "this is not an address")
     try: parts, port = (p := urlsplit(url)), p.port
     except ValueError: fail("no_address", "this is not an address")
-    if parts.scheme != "https": fail("not_https", "only addresses that begin with https:// are taken")
+    if parts.scheme != "https":
+        fail("not_https", "only addresses that begin with https:// are taken")
     if "@" in parts.netloc: fail("user_in_address", "an address with a user name is not taken")
     if port not in (None, 443): fail("other_port", "an address with a port is not taken")
-    if parts.hostname not in _PLATFORM: fail("unknown_host", "not a host of YouTube, TikTok or Facebook")
+    if parts.hostname not in _PLATFORM:
+        fail("unknown_host", "not a host of YouTube, TikTok or Facebook")
     return _PLATFORM[parts.hostname], parts
 
 # %% ../nbs/00c_addresses.ipynb #ids
-_REAL = {"youtube": r"[A-Za-z0-9_-]{11}", "tiktok": r"[0-9]{15,21}", "facebook": r"[0-9]{8,20}|pfbid[A-Za-z0-9]{20,90}"}
+_REAL = {
+    "youtube": r"[A-Za-z0-9_-]{11}", "tiktok": r"[0-9]{15,21}",
+    "facebook": r"[0-9]{8,20}|pfbid[A-Za-z0-9]{20,90}"}
 
 def check_id(platform, platform_id, real=False):
-    "`platform_id` as it came; `AddressError` unless it is an identifier (`real`: of the shape `platform` gives out)."
+    """`platform_id` as it came; `AddressError` unless it is an identifier (`real`:
+    of the shape `platform` gives out)."""
     if platform not in HOSTS:
-        raise AddressError("unknown_platform", f"no platform is called {str(platform)[:20]!r}", platform_id)
+        raise AddressError(
+            "unknown_platform", f"no platform is called {str(platform)[:20]!r}", platform_id)
     if not isinstance(platform_id, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", platform_id):
         raise AddressError("bad_id", "not an identifier of a video", platform_id)
     if real and not re.fullmatch(_REAL[platform], platform_id):
-        raise AddressError("not_a_real_id", f"{platform} gives out no identifier of this shape", platform_id)
+        raise AddressError(
+            "not_a_real_id", f"{platform} gives out no identifier of this shape", platform_id)
     return platform_id
 
 def video_key(platform, platform_id):
@@ -64,7 +77,8 @@ _PATHS = {
     "facebook": (rf"/reel/{_ID}", rf"/[^/]+/videos/(?:[^/]+/)?{_ID}")}
 
 def canonical(platform, platform_id, user=""):
-    "The one address of a video that we keep; `user` is the account, which only TikTok's addresses name."
+    """The one address of a video that we keep;
+    `user` is the account, which only TikTok's addresses name."""
     check_id(platform, platform_id)
     user = user if re.fullmatch(r"[A-Za-z0-9._-]{1,60}", user or "") else "_"
     return {"youtube": f"https://www.youtube.com/watch?v={platform_id}",
@@ -72,12 +86,18 @@ def canonical(platform, platform_id, user=""):
             "facebook": f"https://www.facebook.com/watch/?v={platform_id}"}[platform]
 
 def video_address(url):
-    "(platform, identifier, canonical address) of the video that `url` names; `AddressError` where it names none."
+    """(platform, identifier, canonical address) of the video that `url` names;
+    `AddressError` where it names none."""
     platform, parts = split_address(url)
     if parts.hostname == "youtu.be": found = re.fullmatch(rf"/{_ID}", parts.path)
-    else: found = next(filter(None, (re.fullmatch(p, parts.path, re.ASCII) for p in _PATHS[platform])), None)
-    named = parse_qs(parts.query).get("v", []) if platform != "tiktok" and parts.hostname != "youtu.be" else []
-    if not found and not named: raise AddressError("not_a_video", "this address names no video", url)
+    else:
+        found = next(
+            filter(None, (re.fullmatch(p, parts.path, re.ASCII) for p in _PATHS[platform])), None)
+    named = (
+        parse_qs(parts.query).get("v", [])
+        if platform != "tiktok" and parts.hostname != "youtu.be" else [])
+    if not found and not named:
+        raise AddressError("not_a_video", "this address names no video", url)
     platform_id = check_id(platform, found[found.lastindex] if found else named[0])
     user = found[1] if found and found.lastindex == 2 else ""
     return platform, platform_id, canonical(platform, platform_id, user)
@@ -88,10 +108,15 @@ _CHANNEL = {"youtube": r"(/@[\w.%-]+|/channel/UC[\w-]{10,40}|/(?:c|user)/[\w.%-]
             "tiktok": r"(/@[\w.]+)/?"}
 
 def channel_address(url):
-    "(platform, canonical address) of the channel that `url` names; `AddressError` where it names none."
+    """(platform, canonical address) of the channel that `url` names;
+    `AddressError` where it names none."""
     platform, parts = split_address(url)
     if platform == "facebook":
-        raise AddressError("facebook_page", "pages of Facebook cannot be listed", url, "list its videos' addresses")
+        raise AddressError(
+            "facebook_page",
+            "pages of Facebook cannot be listed",
+            url,
+            "list its videos' addresses")
     found = re.fullmatch(_CHANNEL[platform], parts.path, re.ASCII)
     if not found or parts.hostname == "youtu.be":
         raise AddressError("not_a_channel", "this address names no channel", url)

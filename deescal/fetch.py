@@ -16,11 +16,16 @@ from .engine.progress import tqdm
 
 # %% ../nbs/05_fetch.ipynb #names
 def safe_name(folder, name):
-    "The path below our folder for a file that is called `name` in `folder`, with '/'; None where it is not safe."
+    """The path below our folder for a file that is called `name` in `folder`, with '/';
+    None where it is not safe."""
     parts = [p for p in (folder or "").split("/") if p] + [name]
     if parts[-2:-1] and parts[-2].lower() in ("train", "test"): parts = [parts[-2].lower(), name]
-    safe = all(isinstance(p, str) and 0 < len(p.encode("utf-8", "replace")) <= 200 and p.isprintable()
-               and not p.startswith((".", "-", "~")) and not set(p) & set('/\\:*?"<>|') for p in parts)
+    safe = all(
+        isinstance(p, str) and 0 < len(
+            p.encode(
+                "utf-8",
+                "replace")) <= 200 and p.isprintable() and not p.startswith((".", "-", "~")) and not set(p) & set('/\\:*?"<>|')
+        for p in parts)
     return "/".join(parts) if safe and len(parts) <= 5 else None
 
 # %% ../nbs/05_fetch.ipynb #listing
@@ -28,7 +33,8 @@ SERVER, DOI = "https://dataverse.harvard.edu", "10.7910/DVN/CWMCZI"
 _HASHES = {"md5": "md5", "sha-1": "sha1", "sha-256": "sha256", "sha-512": "sha512"}
 
 class Remote(NamedTuple):
-    "A file of the repository: our name for it, its address, its size in bytes (0: unknown), its checksum for pooch."
+    """A file of the repository: our name for it, its address, its size in bytes (0:
+    unknown), its checksum for pooch."""
     name: str
     url: str
     size: int
@@ -45,8 +51,11 @@ def _remote(entry, server):
     if not path: return "unsafe name"
     checksum = file.get("checksum") or {}
     kind, value = checksum.get("type", "md5"), checksum.get("value") or file.get("md5")
-    if kind.lower() not in _HASHES or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value or ""): return "no checksum"
-    url = f"{server}/api/access/datafile/{int(file['id'])}" + ("?format=original" if original else "")
+    if kind.lower() not in _HASHES or not re.fullmatch(r"[0-9a-fA-F]{32,128}", value or ""):
+        return "no checksum"
+    url = (
+        f"{server}/api/access/datafile/{int(file['id'])}"
+        + ("?format=original" if original else ""))
     size = file.get("originalFileSize" if original else "filesize") or 0
     return Remote(path, url, int(size), f"{_HASHES[kind.lower()]}:{value.lower()}")
 
@@ -59,7 +68,8 @@ def remote_files(data, server=SERVER):
         raise InputError("this is no list of files as Dataverse gives it", where=server,
                          remedy="name a Dataverse: --server https://...") from None
     others = [x for x in found if isinstance(x, str)]
-    files = {f.name.casefold(): f for f in reversed(found) if isinstance(f, Remote)}  # of two of one name, the first
+    # of two of one name, the first
+    files = {f.name.casefold(): f for f in reversed(found) if isinstance(f, Remote)}
     split = {k: f for k, f in files.items() if k.startswith(("train/", "test/"))}
     kept = sorted((split or files).values())
     rest = ["doubled or elsewhere"] * (len(found) - len(others) - len(kept))
@@ -73,20 +83,25 @@ class _TryAgain(Exception):
     def __init__(self, why, after=None): self.after = after; super().__init__(why)
 
 def _get(url, have=0):
-    "The open response for `url`, from byte `have` on; `_TryAgain` or `InputError` where there is none."
+    """The open response for `url`, from byte `have` on;
+    `_TryAgain` or `InputError` where there is none."""
     import requests
     headers = {"Accept-Encoding": "identity", "User-Agent": "deescal (research compendium)"}
     if have: headers["Range"] = f"bytes={have}-"
     try: r = requests.get(url, stream=True, timeout=(10, 60), headers=headers)
-    except requests.RequestException as e: raise _TryAgain(f"no answer ({type(e).__name__})") from None
+    except requests.RequestException as e:
+        raise _TryAgain(f"no answer ({type(e).__name__})") from None
     if r.status_code < 300: return r
     r.close()
     after = r.headers.get("Retry-After", "")
-    if r.status_code in _BUSY: raise _TryAgain(f"status {r.status_code}", int(after) if after.isdigit() else None)
+    if r.status_code in _BUSY:
+        raise _TryAgain(f"status {r.status_code}", int(after) if after.isdigit() else None)
     if r.status_code == 416: raise _TryAgain("no such range")
     why = _REFUSALS.get(r.status_code, f"came back with status {r.status_code}")
-    raise InputError(f"what was asked for {why}", where=url,
-                     remedy="see the dataset's page for how to get it, or give a folder: DATA=<folder>")
+    raise InputError(
+        f"what was asked for {why}",
+        where=url,
+        remedy="see the dataset's page for how to get it, or give a folder: DATA=<folder>")
 
 def _with_patience(step, where, tries, wait):
     "The result of `step()`, tried again up to `tries` times, after longer and longer waits."
@@ -108,15 +123,19 @@ def _rest(remote, part):
     except _TryAgain as e:
         if str(e) == "no such range": part.unlink()
         raise
-    goes_on = r.status_code == 206 and r.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+    goes_on = (
+        r.status_code == 206 and r.headers.get("Content-Range", "").startswith(f"bytes {have}-"))
     try:
         with r, open(part, "ab" if goes_on else "wb") as f:
             for chunk in r.iter_content(1 << 14):
                 if remote.size and f.tell() + len(chunk) > remote.size:
-                    raise InputError(f"more bytes than the {remote.size:,} that were announced", where=remote.name,
-                                     remedy="the repository contradicts itself: report it there")
+                    raise InputError(
+                        f"more bytes than the {remote.size:,} that were announced",
+                        where=remote.name,
+                        remedy="the repository contradicts itself: report it there")
                 f.write(chunk)
-    except requests.RequestException as e: raise _TryAgain(f"broke off ({type(e).__name__})") from None
+    except requests.RequestException as e:
+        raise _TryAgain(f"broke off ({type(e).__name__})") from None
     if remote.size and part.stat().st_size < remote.size: raise _TryAgain("broke off")
 
 def _downloader(remote, part, tries, wait):
@@ -130,7 +149,8 @@ def _downloader(remote, part, tries, wait):
 # %% ../nbs/05_fetch.ipynb #all
 def _checked_server(server):
     if not re.fullmatch(r"https://[\w.-]+(:\d+)?|http://127\.0\.0\.1:\d+", server.rstrip("/")):
-        raise InputError(f"not the address of a server: {server!r:.80}", remedy="write it as https://<host>")
+        raise InputError(
+            f"not the address of a server: {server!r:.80}", remedy="write it as https://<host>")
     return server.rstrip("/")
 
 def list_remote(server, doi, tries=5, wait=2.0):
@@ -150,7 +170,8 @@ def _fetch_one(books, remote, folder, tries, wait):
     part = folder/".parts"/f"{remote.checksum.replace(':', '-')}.part"
     seen = []
     def fetch(*args): seen.append(1); _downloader(remote, part, tries, wait)(*args)
-    for last in (False, True):  # what does not match may have begun with the wrong part: once more, from the first byte
+    # what does not match may have begun with the wrong part: once more, from the first byte
+    for last in (False, True):
         try: books.fetch(remote.name, downloader=fetch)
         except ValueError:
             if last: return "failed", f"{remote.name}: its checksum is not the one announced"
@@ -180,23 +201,35 @@ def fetch_released(to, server=SERVER, doi=DOI, workers=4, tries=5, wait=2.0):
     folder, server = Path(to).expanduser(), _checked_server(server)
     files, others = remote_files(list_remote(server, doi, tries, wait), server)
     if not files:
-        raise InputError("no transcript (CSV) in this dataset", where=f"{server}, doi:{doi}",
-                         remedy=f"what it holds: {others or 'nothing'}; give a folder: DATA=<folder>")
+        raise InputError(
+            "no transcript (CSV) in this dataset",
+            where=f"{server}, doi:{doi}",
+            remedy=f"what it holds: {others or 'nothing'}; give a folder: DATA=<folder>")
     done = _fetch_all(files, folder, workers, tries, wait)
     failed = [remark for state, remark in done if state == "failed"]
     if failed:
         names = "; ".join(failed[:5]) + (" ..." if failed[5:] else "")
-        raise DeescalError(f"{len(failed)} of {len(files)} files could not be fetched: {names}", where=folder,
-                           remedy="run the same command again: what is there and right is kept")
-    if (folder/".parts").is_dir() and not any((folder/".parts").iterdir()): (folder/".parts").rmdir()
+        raise DeescalError(
+            f"{len(failed)} of {len(files)} files could not be fetched: {names}",
+            where=folder,
+            remedy="run the same command again: what is there and right is kept")
+    if (folder/".parts").is_dir() and not any((folder/".parts").iterdir()):
+        (folder/".parts").rmdir()
     states = [state for state, _ in done]
-    return {s: states.count(s) for s in ("fetched", "kept")} | {f"left alone, {k}": n for k, n in others.items()}
+    return (
+        {s: states.count(s) for s in ("fetched", "kept")}
+        | {f"left alone, {k}": n for k, n in others.items()})
 
 # %% ../nbs/05_fetch.ipynb #command
 def fetch_command(argv=None):
     "The command: fetch the released transcripts into a folder, and say what was done."
-    p = argparse.ArgumentParser("deescal.fetch", description="Fetch the released transcripts by their DOI.")
-    p.add_argument("--to", required=True, metavar="FOLDER", help="where they go; what is there and right is kept")
+    p = argparse.ArgumentParser(
+        "deescal.fetch", description="Fetch the released transcripts by their DOI.")
+    p.add_argument(
+        "--to",
+        required=True,
+        metavar="FOLDER",
+        help="where they go; what is there and right is kept")
     p.add_argument("--server", default=SERVER, help=f"a Dataverse (default: {SERVER})")
     p.add_argument("--doi", default=DOI, help=f"the dataset (default: {DOI})")
     args = p.parse_args(argv)
@@ -207,4 +240,5 @@ def fetch_command(argv=None):
         raise SystemExit(f"deescal.fetch: {known}") from None
     print(f"{args.to}: " + ", ".join(f"{n:,} {what}" for what, n in counts.items()))
 
-if __name__ == "__main__" and "__file__" in globals(): fetch_command()  # not in a notebook, which is called so too
+# not in a notebook, which is called so too
+if __name__ == "__main__" and "__file__" in globals(): fetch_command()

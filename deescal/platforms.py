@@ -27,7 +27,9 @@ EXTRACTORS = {"youtube": ("youtube", "youtube:tab"), "tiktok": ("tiktok", "tikto
               "facebook": ("facebook", "facebook:reel")}
 
 class _Silent:
-    "What yt-dlp says goes nowhere: its messages hold titles and names. Errors arrive as exceptions."
+    """What yt-dlp says goes nowhere: its messages hold titles and names.
+
+    Errors arrive as exceptions."""
     def debug(self, message): pass
     info = warning = error = debug
 
@@ -38,26 +40,32 @@ def ydl_options(
     limit=0,        # videos of a channel, newest first (0: all)
     loopback="",    # tests only: http://127.0.0.1:<port>, which stands for all platforms
 ):
-    "Options for `yt_dlp.YoutubeDL`: three platforms at most, metadata only, no files, no remote code, no output."
+    """Options for `yt_dlp.YoutubeDL`: three platforms at most, metadata only, no files,
+    no remote code, no output."""
     allowed = [re.escape(name) for p in platforms for name in EXTRACTORS[p]]
     return {
-        "allowed_extractors": allowed + ["generic"] * bool(_loopback(loopback)), "extract_flat": "in_playlist",
-        "enable_file_urls": False, "remote_components": [], "js_runtimes": {"deno": {}, "node": {}},
+        "allowed_extractors": allowed + ["generic"] * bool(_loopback(loopback)),
+        "extract_flat": "in_playlist", "enable_file_urls": False, "remote_components": [],
+        "js_runtimes": {"deno": {}, "node": {}},
         "download_archive": str(archive) if archive else None, "playlistend": limit or None,
-        "sleep_interval_requests": sleep_s, "socket_timeout": 30, "retries": 2, "extractor_retries": 2,
-        "ignoreerrors": False, "cachedir": False, "quiet": True, "noprogress": True, "logger": _Silent()}
+        "sleep_interval_requests": sleep_s, "socket_timeout": 30, "retries": 2,
+        "extractor_retries": 2, "ignoreerrors": False, "cachedir": False, "quiet": True,
+        "noprogress": True, "logger": _Silent()}
 
 # %% ../nbs/00e_platforms.ipynb #loopback
 def _loopback(address):
     if address and not re.fullmatch(r"http://127\.0\.0\.1:[0-9]{1,5}", address):
-        raise InputError("only a server on this machine can stand for a platform", where=repr(address)[:80],
-                         remedy="this is for tests; leave loopback empty")
+        raise InputError(
+            "only a server on this machine can stand for a platform",
+            where=repr(address)[:80],
+            remedy="this is for tests; leave loopback empty")
     return address
 
 def _sent_to(url, loopback): return re.sub(r"^https://[^/]+", loopback, url) if loopback else url
 
 def _video_at(url, loopback):
-    "(platform, identifier) of an address in a list; of the shape that platforms give out, unless it is a test."
+    """(platform, identifier) of an address in a list;
+    of the shape that platforms give out, unless it is a test."""
     if loopback and isinstance(url, str) and url.startswith(loopback + "/"):
         url = "https://www.youtube.com" + url.removeprefix(loopback)
     platform, platform_id, _ = video_address(url)
@@ -65,7 +73,8 @@ def _video_at(url, loopback):
 
 # %% ../nbs/00e_platforms.ipynb #runtime
 def js_runtime():
-    "Name and version of a JavaScript runtime that yt-dlp can use, such as 'deno 2.5.0'; empty where there is none."
+    """Name and version of a JavaScript runtime that yt-dlp can use, such as 'deno 2.5.0';
+    empty where there is none."""
     import yt_dlp
     from yt_dlp.globals import supported_js_runtimes
     for name in ("deno", "node"):
@@ -76,23 +85,32 @@ def js_runtime():
 # %% ../nbs/00e_platforms.ipynb #failures
 _LIMIT = "rate.?limit|not a bot|captcha|too many requests|ip address is blocked|try again later"
 _WORDS = (
-    ("private", "private_video", "private video|video is private|account is private|permission to view this post"),
-    ("restricted", "age_restricted", "confirm your age|age.restricted|inappropriate|comfortable for some audiences"),
+    (
+        "private", "private_video",
+        "private video|video is private|account is private|permission to view this post"),
+    (
+        "restricted", "age_restricted",
+        "confirm your age|age.restricted|inappropriate|comfortable for some audiences"),
     ("restricted", "geo_blocked", "in your country|geo.?restrict|from your location"),
     ("restricted", "members_only", "members.only|join this channel|premium"),
-    ("deleted", "account_gone", "account .{0,80}(terminated|closed)"), ("deleted", "copyright_claim", "copyright"),
+    ("deleted", "account_gone", "account .{0,80}(terminated|closed)"),
+    ("deleted", "copyright_claim", "copyright"),
     ("deleted", "removed", "has been removed|been deleted|no longer available"),
     ("restricted", "login_required", "log.?in|sign.?in|registered users"),
     ("unavailable", "unavailable", "unavailable|not available|no video formats|unsupported url"))
-_CODES = {404: ("deleted", "http_404"), 410: ("deleted", "http_410"), 403: ("restricted", "http_403"),
-          451: ("restricted", "http_451"), 429: ("not_checked", "rate_limited")}
+_CODES = {
+    404: ("deleted", "http_404"), 410: ("deleted", "http_410"), 403: ("restricted", "http_403"),
+    451: ("restricted", "http_451"), 429: ("not_checked", "rate_limited")}
 
 def _causes(error):
     seen = []
     while error is not None and error not in seen:
         seen.append(error)
         inner = getattr(error, "exc_info", None) or (None, None)
-        error = getattr(error, "cause", None) or (inner[1] if inner[1] not in seen else None) or error.__cause__
+        error = (
+            getattr(error, "cause", None)
+            or (inner[1] if inner[1] not in seen else None)
+            or error.__cause__)
     return seen
 
 def failure_of(error):
@@ -103,14 +121,19 @@ def failure_of(error):
     from yt_dlp.utils import YoutubeDLError
     if isinstance(error, DeescalError): raise error
     causes, said = _causes(error), str(error).lower()
-    if not any(isinstance(e, (YoutubeDLError, OSError)) for e in causes): return "not_checked", "extractor_failed"
+    if not any(isinstance(e, (YoutubeDLError, OSError)) for e in causes):
+        return "not_checked", "extractor_failed"
     code = next((e.status for e in causes if isinstance(getattr(e, "status", None), int)), 0)
     if re.search(_LIMIT, said): return _CODES[429]
     if code: return _CODES.get(code, ("not_checked", f"http_{code}"))
-    if any(isinstance(e, (TransportError, OSError)) for e in causes): return "not_checked", "connection"
-    found = next(((status, reason) for status, reason, words in _WORDS if re.search(words, said)), None)
+    if any(isinstance(e, (TransportError, OSError)) for e in causes):
+        return "not_checked", "connection"
+    found = next(
+        ((status, reason) for status, reason, words in _WORDS if re.search(words, said)), None)
     expected = any(getattr(e, "expected", False) for e in causes) and "unable to" not in said
-    return found or (("unavailable", "unavailable") if expected else ("not_checked", "extractor_failed"))
+    return (
+        found
+        or (("unavailable", "unavailable") if expected else ("not_checked", "extractor_failed")))
 
 # %% ../nbs/00e_platforms.ipynb #pace
 class Pace:
@@ -127,8 +150,9 @@ class RateLimited(DeescalError):
     "The platform wants to be left alone for a while; what was learnt before is kept."
 
 # %% ../nbs/00e_platforms.ipynb #keep
-_KEPT = ("title", "uploader", "channel", "upload_date", "timestamp", "duration", "view_count", "availability",
-         "live_status", "age_limit")
+_KEPT = (
+    "title", "uploader", "channel", "upload_date", "timestamp", "duration", "view_count",
+    "availability", "live_status", "age_limit")
 _KEYS = {"youtube": "Youtube", "tiktok": "TikTok", "facebook": "Facebook"}
 
 def info_path(folder, platform, platform_id):
@@ -142,14 +166,19 @@ def known_info(folder, platform, platform_id):
     except AddressError: return None
 
 def _keep(folder, platform, platform_id, facts):
-    info = facts | {"id": platform_id, "extractor_key": _KEYS[platform], "webpage_url": canonical(platform, platform_id)}
+    info = (
+        facts
+        | {
+            "id": platform_id, "extractor_key": _KEYS[platform],
+            "webpage_url": canonical(platform, platform_id)})
     path = info_path(folder, platform, platform_id)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(info, indent=1, sort_keys=True) + "\n")
     return info
 
 def _mend_archive(folder):
-    "The download archive, made anew from the files on disk: the last line of a killed run may be half a line."
+    """The download archive, made anew from the files on disk:
+    the last line of a killed run may be half a line."""
     lines = []
     for path in sorted((folder/"info").glob("*.info.json")):  # a loop over files
         try: info = read_info(path.read_bytes())
@@ -159,29 +188,38 @@ def _mend_archive(folder):
 
 # %% ../nbs/00e_platforms.ipynb #ask
 def list_channel(ydl, url, loopback=""):
-    "Videos that a channel lists, as (platform, identifier), and how many entries were none; raises as yt-dlp does."
+    """Videos that a channel lists, as (platform, identifier), and how many entries were none;
+    raises as yt-dlp does."""
     found, others = [], 0
     info = ydl.extract_info(_sent_to(url, loopback), download=False)
     for entry in (info or {}).get("entries") or []:  # a loop: each address is judged by itself
-        try: found.append(_video_at((entry or {}).get("url") or (entry or {}).get("webpage_url"), loopback))
+        try:
+            found.append(
+                _video_at((entry or {}).get("url") or (entry or {}).get("webpage_url"), loopback))
         except AddressError: others += 1
     return list(dict.fromkeys(found)), others
 
 def ask_video(ydl, platform, platform_id, loopback=""):
-    "What yt-dlp knows of a video (sanitised, `_KEPT` only), or its status and reason; raises as yt-dlp does."
+    """What yt-dlp knows of a video (sanitised, `_KEPT` only), or its status and reason;
+    raises as yt-dlp does."""
     url, key, outer = _sent_to(canonical(platform, platform_id), loopback), None, {}
     for _ in range(3):  # an extractor may hand over to another one, which has to be allowed too
-        info = ydl.extract_info(url, download=False, process=False, ie_key=key) or {"_type": "nothing"}
+        info = (
+            ydl.extract_info(url, download=False, process=False, ie_key=key)
+            or {"_type": "nothing"})
         if info.get("_type", "video") not in ("url", "url_transparent"): break
         url, key = info["url"], info.get("ie_key")
-        if info["_type"] == "url_transparent": outer = {k: v for k, v in info.items() if k in _KEPT and v} | outer
-    if info.get("_type", "video") != "video": return {"deescal": {"status": "unavailable", "reason": "not_a_video"}}
+        if info["_type"] == "url_transparent":
+            outer = {k: v for k, v in info.items() if k in _KEPT and v} | outer
+    if info.get("_type", "video") != "video":
+        return {"deescal": {"status": "unavailable", "reason": "not_a_video"}}
     clean = ydl.sanitize_info(info | outer, remove_private_keys=True)
     return {k: clean[k] for k in _KEPT if k in clean}
 
 # %% ../nbs/00e_platforms.ipynb #harvest
 class Harvested(NamedTuple):
-    "What a harvest came to: (line, status, reason, videos) of each channel, records for the table, and why it stopped."
+    """What a harvest came to: (line, status, reason, videos) of each channel,
+    records for the table, and why it stopped."""
     channels: list
     records: list
     stopped: RateLimited | None
@@ -222,12 +260,15 @@ def _record(folder, channel, video, why):
     "A record for the table: from disk, else that the video was not reached, and why."
     info = known_info(folder, *video)
     facts = info_record(info) if info else {"status": "not_checked", "reason": why}
-    named = {"platform": video[0], "platform_id": video[1], "channel": channel["channel"] or facts.get("channel", "")}
+    named = {
+        "platform": video[0], "platform_id": video[1],
+        "channel": channel["channel"] or facts.get("channel", "")}
     return info_path(folder, *video).name, channel["line"], "", facts | named
 
 # %% ../nbs/00e_platforms.ipynb #harvest_channel
 def _harvest_channel(ydls, channel, folder, pace, loopback, forgotten):
-    "((line, status, reason, videos), records, whether the platform asked us to wait) of one channel."
+    """((line, status, reason, videos), records,
+    whether the platform asked us to wait) of one channel."""
     (listing, asking), real = ydls, not loopback
     if channel["kind"] == "video":
         try: check_id(channel["platform"], channel["platform_id"], real)
@@ -244,7 +285,10 @@ def _harvest_channel(ydls, channel, folder, pace, loopback, forgotten):
             why = _ask_and_keep(asking, video, folder, loopback)[1]
             limited = why == "rate_limited"
         records.append(_record(folder, channel, video, why))
-    return (channel["line"], "ok", f"{others}_other_entries" if others else "", len(videos)), records, limited
+    return (
+        (channel["line"], "ok", f"{others}_other_entries" if others else "", len(videos)),
+        records,
+        limited)
 
 # %% ../nbs/00e_platforms.ipynb #harvest_network
 def harvest_network(
@@ -257,18 +301,22 @@ def harvest_network(
     loopback="",      # tests only
     forgotten=None,   # video_ids -> those that must not be asked for (`Run.forgotten`)
 ):
-    "Ask the platforms for the videos of `channels`, as far as they are not in `folder` yet: a `Harvested`."
+    """Ask the platforms for the videos of `channels`, as far as they are not in `folder` yet:
+    a `Harvested`."""
     import yt_dlp
     folder, pace, out, records, stopped = Path(folder), Pace(per_hour), [], [], None
     folder.mkdir(parents=True, exist_ok=True)
     with yt_dlp.YoutubeDL(ydl_options(platforms, None, sleep_s, limit, loopback)) as listing, \
             yt_dlp.YoutubeDL(ydl_options(platforms, _mend_archive(folder), sleep_s, 0, loopback)) as asking:
-        for channel in channels.iter_rows(named=True):  # a loop: one channel's fault is not another's
+        # a loop: one channel's fault is not another's
+        for channel in channels.iter_rows(named=True):
             line, off = channel["line"], channel["platform"] not in platforms
             if channel["reason"]: out.append((line, "rejected", channel["reason"], 0))
-            elif off or stopped: out.append((line, "not_asked", "rate_limited" if not off else "switched_off", 0))
+            elif off or stopped:
+                out.append((line, "not_asked", "rate_limited" if not off else "switched_off", 0))
             else:
-                row, found, limited = _harvest_channel((listing, asking), channel, folder, pace, loopback, forgotten)
+                row, found, limited = _harvest_channel(
+                    (listing, asking), channel, folder, pace, loopback, forgotten)
                 out.append(row)
                 records += found
                 stopped = _limited(channel["platform"], folder) if limited else None
@@ -281,8 +329,11 @@ def _fetch_one(url, key, folder, options):
     "The path of the audio of one video, or the reason why there is none."
     import yt_dlp
     template = str(folder/key).replace("%", "%%") + ".%(ext)s"
-    options = options | {"format": "bestaudio/worst", "outtmpl": {"default": template}, "fixup": "never",
-                         "max_filesize": AUDIO_BYTES, "extract_flat": False}
+    options = (
+        options
+        | {
+            "format": "bestaudio/worst", "outtmpl": {"default": template}, "fixup": "never",
+            "max_filesize": AUDIO_BYTES, "extract_flat": False})
     try:
         with yt_dlp.YoutubeDL(options) as ydl: ydl.extract_info(url)
     except Exception as e: return failure_of(e)[1]  # as above
@@ -296,14 +347,18 @@ def fetch_audio(videos, folder, platforms, per_hour=300, sleep_s=1.0, loopback="
     folder.mkdir(parents=True, exist_ok=True)
     for platform, platform_id in tqdm(videos, desc="audio", leave=False):
         key = video_key(platform, platform_id)
-        there = [p for p in folder.glob(f"{key}.*") if p.stem == key and p.suffix not in (".part", ".ytdl")]
+        there = [
+            p
+            for p in folder.glob(f"{key}.*")
+            if p.stem == key and p.suffix not in (".part", ".ytdl")]
         if there: out[key] = there[0]
         elif platform not in platforms: out[key] = "switched_off"
         elif limited: out[key] = "rate_limited"
         else:
             pace()
             url = _sent_to(canonical(platform, platform_id), loopback)
-            out[key] = _fetch_one(url, key, folder, ydl_options(platforms, None, sleep_s, 0, loopback))
+            out[key] = _fetch_one(
+                url, key, folder, ydl_options(platforms, None, sleep_s, 0, loopback))
             limited = out[key] == "rate_limited"
             if limited and not partial: raise _limited(platform, folder)
     return out

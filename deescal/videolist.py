@@ -24,26 +24,32 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2
 
 def mend_encoding(text):
     "`text` in NFC, with UTF-8 that was read as cp1252 undone, and whether it was."
-    text = text.encode("utf-8", "replace").decode()  # half a surrogate pair, which JSON can hold, cannot be written
+    # half a surrogate pair, which JSON can hold, cannot be written
+    text = text.encode("utf-8", "replace").decode()
     mended = ftfy.fix_encoding(text)
     return unicodedata.normalize("NFC", mended), mended != text
 
 def tidy(text, limit=500):
-    "A title or name as one line of plain text, at most `limit` characters, and the names of the repairs it needed."
+    """A title or name as one line of plain text, at most `limit` characters,
+    and the names of the repairs it needed."""
     text, mended = mend_encoding(text[:100 * limit])
     plain = _TAG.sub(" ", html.unescape(text))
     line = " ".join(_CONTROL.sub(" ", plain).split())
     repairs = {"encoding": mended, "html": plain != text, "cut": len(line) > limit}
-    return unicodedata.normalize("NFC", line[:limit]), [name for name, needed in repairs.items() if needed]
+    return (
+        unicodedata.normalize("NFC", line[:limit]),
+        [name for name, needed in repairs.items() if needed])
 
 # %% ../nbs/00d_videolist.ipynb #captions
 CAPTION_LIMIT = 2_000_000  # characters: speech of ten hours has about 600,000
 CAPTION_ERRORS = {
     "ip_blocked": "Ways to work around this are explained",
     "request_blocked": "blocking (requests from your IP|your requests)",
-    "transcripts_disabled": "Subtitles are disabled", "no_transcript_found": "No transcripts were found",
+    "transcripts_disabled": "Subtitles are disabled",
+    "no_transcript_found": "No transcripts were found",
     "video_unavailable": "video is no longer available", "video_unplayable": "video is unplayable",
-    "age_restricted": "age-restricted", "po_token_required": "PO Token", "invalid_video_id": "invalid video id",
+    "age_restricted": "age-restricted", "po_token_required": "PO Token",
+    "invalid_video_id": "invalid video id",
     "not_translatable": "language is not (translatable|available)",
     "youtube_request_failed": "Request to YouTube failed"}
 
@@ -54,13 +60,16 @@ def caption_fault(text):
     start = text.lstrip()[:200].lower()
     if start.startswith(("<!doctype", "<html")): return "html_page"
     if start.startswith("[error") or start.startswith("could not retrieve a transcript"):
-        return next((name for name, words in CAPTION_ERRORS.items() if re.search(words, text)), "other_error")
+        return next(
+            (name for name, words in CAPTION_ERRORS.items() if re.search(words, text)),
+            "other_error")
     return ""
 
 # %% ../nbs/00d_videolist.ipynb #record
 STATUSES = ("ok", "private", "deleted", "restricted", "unavailable", "not_checked")
-FIELDS_OF_RECORD = ("platform", "platform_id", "url", "channel", "title", "uploader", "uploaded", "duration_s", "views",
-                    "status", "reason", "caption")
+FIELDS_OF_RECORD = (
+    "platform", "platform_id", "url", "channel", "title", "uploader", "uploaded", "duration_s",
+    "views", "status", "reason", "caption")
 
 def _video_caption(text):
     fault = caption_fault(text)
@@ -69,7 +78,8 @@ def _video_caption(text):
     return mended, None, ["caption encoding"] * changed
 
 def video_row(record):
-    "A row from a record (a dictionary of texts, `FIELDS_OF_RECORD`); `AddressError` where it names no video."
+    """A row from a record (a dictionary of texts, `FIELDS_OF_RECORD`);
+    `AddressError` where it names no video."""
     r = {f: record.get(f) or "" for f in FIELDS_OF_RECORD}
     if r["platform_id"]:
         platform, platform_id = r["platform"], check_id(r["platform"], r["platform_id"])
@@ -79,41 +89,54 @@ def video_row(record):
     for name in ("channel", "title", "uploader"):
         texts[name], needed = tidy(r[name])
         repairs += [f"{name} {n}" for n in needed]
-    caption, fault, mended = _video_caption(r["caption"]) if "caption" in record else (None, "not_in_source", [])
-    return {"video_id": video_key(platform, platform_id), "platform": platform, "platform_id": platform_id, "url": url,
-            **texts, "uploaded": r["uploaded"], "duration_s": r["duration_s"], "views": r["views"],
-            "status": r["status"], "reason": r["reason"] or None, "caption": caption, "caption_reason": fault,
-            "repairs": "; ".join(repairs + mended)}
+    caption, fault, mended = (
+        _video_caption(r["caption"]) if "caption" in record else (None, "not_in_source", []))
+    return {
+        "video_id": video_key(platform, platform_id), "platform": platform,
+        "platform_id": platform_id, "url": url, **texts, "uploaded": r["uploaded"],
+        "duration_s": r["duration_s"], "views": r["views"], "status": r["status"],
+        "reason": r["reason"] or None, "caption": caption, "caption_reason": fault,
+        "repairs": "; ".join(repairs + mended)}
 
 # %% ../nbs/00d_videolist.ipynb #typed
 _SOURCE = {"file": pl.String, "line": pl.Int64, "row_sha256": pl.String}
-_ROW = {c: pl.String for c in (
-    "video_id", "platform", "platform_id", "url", "channel", "title", "uploader", "uploaded", "duration_s", "views",
-    "status", "reason", "caption", "caption_reason", "repairs")}
-_REJECTS = {"file": pl.String, "line": pl.Int64, "unit": pl.String, "reason": pl.String, "detail": pl.String,
-           "row_sha256": pl.String}
+_ROW = {
+    c: pl.String
+    for c in (
+        "video_id", "platform", "platform_id", "url", "channel", "title", "uploader", "uploaded",
+        "duration_s", "views", "status", "reason", "caption", "caption_reason", "repairs")}
+_REJECTS = {
+    "file": pl.String, "line": pl.Int64, "unit": pl.String, "reason": pl.String,
+    "detail": pl.String, "row_sha256": pl.String}
 
 def typed(rows):
-    "Rows of `video_row`, each with its file and line, as a frame: lengths in seconds, views, dates as YYYY-MM-DD."
+    """Rows of `video_row`, each with its file and line, as a frame:
+    lengths in seconds, views, dates as YYYY-MM-DD."""
     number = pl.col("duration_s", "views").str.strip_chars().cast(pl.Float64, strict=False)
-    day = pl.coalesce(pl.col("uploaded").str.to_date(f, strict=False) for f in ("%Y%m%d", "%Y-%m-%d"))
+    day = pl.coalesce(
+        pl.col("uploaded").str.to_date(f, strict=False) for f in ("%Y%m%d", "%Y-%m-%d"))
     frame = pl.DataFrame(rows, schema=_ROW | _SOURCE, orient="row").with_columns(
         number, day.cast(pl.String).alias("uploaded"))
     known = pl.col("duration_s", "views").is_between(0, 2**53)  # of what is no number, neither
     return frame.with_columns(pl.when(known).then(pl.col("duration_s", "views"))).with_columns(
-        pl.col("views").cast(pl.Int64), *(pl.when(pl.col(c) != "").then(c) for c in ("title", "uploader")))
+        pl.col("views").cast(pl.Int64),
+        *(pl.when(pl.col(c) != "").then(c) for c in ("title", "uploader")))
 
 def rows_and_rejects(records, rejects):
-    "Records as (file, line, SHA-256, dictionary) to the typed frame of videos and the frame of rejects."
+    """Records as (file, line, SHA-256,
+    dictionary) to the typed frame of videos and the frame of rejects."""
     rows, refused = [], list(rejects)
-    for file, line, sha, record in records:  # a loop: each record may be refused for a reason of its own
+    # a loop: each record may be refused for a reason of its own
+    for file, line, sha, record in records:
         try: rows.append(video_row(record) | {"file": file, "line": line, "row_sha256": sha})
         except AddressError as e: refused.append((file, line, "record", e.reason, e.what, sha))
     return typed(rows), pl.DataFrame(refused, schema=_REJECTS, orient="row")
 
 # %% ../nbs/00d_videolist.ipynb #list
-LIST_COLUMNS = {"url": "url", "title": "title", "uploader": "uploader", "views": "views", "upload date": "uploaded",
-                "duration (sec)": "duration_s", "transcript": "caption", "channel_name": "channel"}
+LIST_COLUMNS = {
+    "url": "url", "title": "title", "uploader": "uploader", "views": "views",
+    "upload date": "uploaded", "duration (sec)": "duration_s", "transcript": "caption",
+    "channel_name": "channel"}
 _LIST_ROW = r'"?[0-9]{1,9}"?,"?[0-9]{1,9}"?,'  # how a row of it begins: two numbers
 
 def _sha(text): return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -122,8 +145,10 @@ def _header(records, columns, name, needed):
     line, header, raw = records[0] if records else (0, None, "")
     names = [columns.get(h.replace("\0", "").strip().lower()) for h in header or []]
     if needed not in names:
-        raise InputError(f"no column {needed!r} in the header", where=f"{name}, line {max(line, 1)}",
-                         remedy=f"give a CSV file with a header; known columns: {', '.join(columns)}")
+        raise InputError(
+            f"no column {needed!r} in the header",
+            where=f"{name}, line {max(line, 1)}",
+            remedy=f"give a CSV file with a header; known columns: {', '.join(columns)}")
     return names
 
 def read_video_list(data, name="the list"):
@@ -134,26 +159,36 @@ def read_video_list(data, name="the list"):
     count, records = count_records(text, _LIST_ROW), read_records(text, _LIST_ROW)
     names = _header(records, LIST_COLUMNS, name, "url")
     good, bad = [], []
-    for line, fields, raw in records[1:]:  # a loop: a reject needs the raw record, which a frame has not
-        if fields is None: bad.append((name, line, "record", "unclosed_quote", "a quote is not closed", _sha(raw)))
+    # a loop: a reject needs the raw record, which a frame has not
+    for line, fields, raw in records[1:]:
+        if fields is None:
+            bad.append((name, line, "record", "unclosed_quote", "a quote is not closed", _sha(raw)))
         elif len(fields) != len(names):
-            bad.append((name, line, "record", "wrong_field_count", f"{len(fields)} of {len(names)} fields", _sha(raw)))
+            bad.append((
+                name, line, "record", "wrong_field_count", f"{len(fields)} of {len(names)} fields",
+                _sha(raw)))
         else:
             record = {n: v for n, v in zip(names, fields) if n}
-            good.append((name, line, _sha(raw), record | {"status": "not_checked", "reason": "released_list"}))
+            good.append((
+                name, line, _sha(raw),
+                record | {"status": "not_checked", "reason": "released_list"}))
     return *rows_and_rejects(good, bad), count - 1
 
 # %% ../nbs/00d_videolist.ipynb #info
-INFO_LIMIT = 20_000_000  # bytes: with every format and caption track listed a real one has about one million
+# bytes: with every format and caption track listed a real one has about one million
+INFO_LIMIT = 20_000_000
 _NEEDS = ("premium_only", "subscriber_only", "needs_auth")
 
-def _plain(value): return str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else ""
+def _plain(value):
+    return (
+        str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else "")
 
 def _found_status(info):
     own, available, live = info.get("deescal"), info.get("availability"), info.get("live_status")
     if isinstance(own, dict) and own.get("status") in STATUSES:
         return own["status"], re.sub(r"\W+", "_", _plain(own.get("reason")))[:60]
-    if available == "private" or info.get("title") == "[Private video]": return "private", "private_video"
+    if available == "private" or info.get("title") == "[Private video]":
+        return "private", "private_video"
     if info.get("title") == "[Deleted video]": return "deleted", "removed"
     if available in _NEEDS: return "restricted", available
     return ("unavailable", live) if live in ("is_live", "is_upcoming") else ("ok", "")
@@ -170,10 +205,14 @@ def info_record(info):
     key = _plain(info.get("extractor_key") or info.get("ie_key")).lower()
     platform = next((p for p in ("youtube", "tiktok", "facebook") if key.startswith(p)), key)
     status, reason = _found_status(info)
-    names = {"title": "title", "uploader": "uploader", "duration_s": "duration", "views": "view_count"}
-    return {ours: _plain(info.get(theirs)) for ours, theirs in names.items()} | {
-        "platform": platform, "platform_id": _plain(info.get("id")) or "(none)", "status": status, "reason": reason,
-        "uploaded": _upload_day(info), "channel": _plain(info.get("channel")) or _plain(info.get("uploader"))}
+    names = {
+        "title": "title", "uploader": "uploader", "duration_s": "duration", "views": "view_count"}
+    return (
+        {ours: _plain(info.get(theirs)) for ours, theirs in names.items()}
+        | {
+            "platform": platform, "platform_id": _plain(info.get("id")) or "(none)",
+            "status": status, "reason": reason, "uploaded": _upload_day(info),
+            "channel": _plain(info.get("channel")) or _plain(info.get("uploader"))})
 
 def read_info(data):
     "The info dictionary in `data` (bytes); `AddressError` with a reason where there is none."
@@ -188,7 +227,10 @@ def read_info_folder(folder):
     "Videos and rejects of a folder's `*.info.json`, with the number of these files: frames, int."
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError("no such folder", where=folder, remedy="give a folder of info files: yt-dlp --write-info-json")
+        raise InputError(
+            "no such folder",
+            where=folder,
+            remedy="give a folder of info files: yt-dlp --write-info-json")
     good, bad = [], []
     for path in sorted(p for p in folder.glob("*.info.json") if p.is_file()):  # a loop over files
         with open(path, "rb") as f: data = f.read(INFO_LIMIT + 1)
@@ -199,10 +241,12 @@ def read_info_folder(folder):
     return *rows_and_rejects(good, bad), count
 
 # %% ../nbs/00d_videolist.ipynb #channels
-CHANNEL_COLUMNS = {"platform": "platform", "channel": "channel", "channel list": "channel", "name": "channel",
-                   "url": "url", "link": "url"}
-CHANNELS = {"line": pl.Int64, "platform": pl.String, "channel": pl.String, "kind": pl.String, "url": pl.String,
-            "platform_id": pl.String, "reason": pl.String}
+CHANNEL_COLUMNS = {
+    "platform": "platform", "channel": "channel", "channel list": "channel", "name": "channel",
+    "url": "url", "link": "url"}
+CHANNELS = {
+    "line": pl.Int64, "platform": pl.String, "channel": pl.String, "kind": pl.String,
+    "url": pl.String, "platform_id": pl.String, "reason": pl.String}
 _CHANNEL_ROW = r'(?:[^,"\r\n]*,){1,2}"?https?://'
 
 def _what_it_names(url):
@@ -214,30 +258,42 @@ def _what_it_names(url):
     return "video", platform, address, platform_id
 
 def read_channels(data, name="the list of channels"):
-    "Channels and single videos of a list (bytes of a CSV file with a column `url`), one row each; `reason` if refused."
+    """Channels and single videos of a list (bytes of a CSV file with a column `url`),
+    one row each; `reason` if refused."""
     text, _ = decode(data)
     records = read_records(text, _CHANNEL_ROW)
     names, rows = _header(records, CHANNEL_COLUMNS, name, "url"), []
     for line, fields, _ in records[1:]:  # a loop: each address is judged by itself
         r = {n: v for n, v in zip(names, fields or [])} | {"line": line}
         said = tidy(r.get("channel", ""))[0]
-        if len(fields or []) != len(names): rows.append((line, None, said, None, None, None, "wrong_field_count"))
+        if len(fields or []) != len(names):
+            rows.append((line, None, said, None, None, None, "wrong_field_count"))
         else:
             try: kind, platform, url, platform_id = _what_it_names(r["url"])
             except AddressError as e: rows.append((line, None, said, None, None, None, e.reason))
             else:
                 wrong = r.get("platform", "").strip().lower() not in ("", platform)
-                rows.append((line, platform, said, kind, url, platform_id, "other_platform" if wrong else None))
+                rows.append((
+                    line, platform, said, kind, url, platform_id,
+                    "other_platform" if wrong else None))
     return pl.DataFrame(rows, schema=CHANNELS, orient="row")
 
 # %% ../nbs/00d_videolist.ipynb #twice
 def drop_duplicates(rows):
     "Rows without a second one of the same `video_id`, and the second ones as rejects."
     best = rows.with_row_index("at").with_columns(
-        pl.struct(pl.col("status") != "ok", pl.col("caption").is_null(), pl.col("at")).rank("ordinal")
-        .over("video_id").alias("rank"))
+        pl.struct(
+            pl.col("status") != "ok",
+            pl.col("caption").is_null(),
+            pl.col("at")).rank("ordinal") .over("video_id").alias("rank"))
     again = best.filter(pl.col("rank") > 1).join(
-        best.filter(rank=1).select("video_id", same=pl.format("{} {}", "file", "line")), on="video_id").sort("at")
-    rejects = again.select("file", "line", unit=pl.lit("record"), reason=pl.lit("duplicate"),
-                           detail=pl.format("{} is kept from {}", "video_id", "same"), row_sha256="row_sha256")
+        best.filter(rank=1).select("video_id", same=pl.format("{} {}", "file", "line")),
+        on="video_id").sort("at")
+    rejects = again.select(
+        "file",
+        "line",
+        unit=pl.lit("record"),
+        reason=pl.lit("duplicate"),
+        detail=pl.format("{} is kept from {}", "video_id", "same"),
+        row_sha256="row_sha256")
     return best.filter(rank=1).sort("at").drop("at", "rank"), rejects

@@ -9,51 +9,65 @@ from hypothesis import given, strategies as st
 
 # %% ../nbs/00c_addresses.ipynb #videos_test
 @pytest.mark.parametrize("url, key", [
-    ("https://www.youtube.com/watch?v=a-b_c", "youtube_a-b_c"), ("https://youtu.be/abc/", "youtube_abc"),
-    ("https://youtube.com/shorts/abc?x=1", "youtube_abc"), ("https://www.youtube.com/embed/abc#t=1", "youtube_abc"),
-    ("https://www.tiktok.com/@a.b/video/12", "tiktok_12"), ("https://www.tiktok.com/@/video/12", "tiktok_12"),
-    ("https://www.facebook.com/watch/?v=77", "facebook_77"), ("https://m.facebook.com/reel/77", "facebook_77"),
-    ("https://www.facebook.com/some.page/videos/a-title/77/", "facebook_77"),
-])
+    ("https://www.youtube.com/watch?v=a-b_c", "youtube_a-b_c"),
+    ("https://youtu.be/abc/", "youtube_abc"), ("https://youtube.com/shorts/abc?x=1", "youtube_abc"),
+    ("https://www.youtube.com/embed/abc#t=1", "youtube_abc"),
+    ("https://www.tiktok.com/@a.b/video/12", "tiktok_12"),
+    ("https://www.tiktok.com/@/video/12", "tiktok_12"),
+    ("https://www.facebook.com/watch/?v=77", "facebook_77"),
+    ("https://m.facebook.com/reel/77", "facebook_77"),
+    ("https://www.facebook.com/some.page/videos/a-title/77/", "facebook_77"),])
 def test_every_way_to_write_a_video_names_the_same_one(url, key):
     platform, platform_id, address = video_address(url)
-    assert video_key(platform, platform_id) == key and video_address(address) == (platform, platform_id, address)
+    assert (
+        video_key(platform, platform_id) == key
+        and video_address(address) == (platform, platform_id, address))
 
 @pytest.mark.parametrize("url, reason", [
-    ("http://www.youtube.com/watch?v=a", "not_https"), ("file:///etc/passwd", "not_https"), ("", "no_address"),
-    ("https://u:p@www.youtube.com/watch?v=a", "user_in_address"), (None, "no_address"),
-    ("https://www.youtube.com:8443/watch?v=a", "other_port"), ("https://www.youtube.com:x/watch?v=a", "no_address"),
-    ("https://www.youtube.com.evil.example/watch?v=a", "unknown_host"), ("https://127.0.0.1/watch?v=a", "unknown_host"),
-    ("https://www.youtube.com/watch?v=../../x", "bad_id"), ("https://www.youtube.com/watch?v=-%20-exec", "bad_id"),
+    ("http://www.youtube.com/watch?v=a", "not_https"), ("file:///etc/passwd", "not_https"),
+    ("", "no_address"), ("https://u:p@www.youtube.com/watch?v=a", "user_in_address"),
+    (None, "no_address"), ("https://www.youtube.com:8443/watch?v=a", "other_port"),
+    ("https://www.youtube.com:x/watch?v=a", "no_address"),
+    ("https://www.youtube.com.evil.example/watch?v=a", "unknown_host"),
+    ("https://127.0.0.1/watch?v=a", "unknown_host"),
+    ("https://www.youtube.com/watch?v=../../x", "bad_id"),
+    ("https://www.youtube.com/watch?v=-%20-exec", "bad_id"),
     ("https://www.youtube.com/@channel", "not_a_video"), ("https://[::1", "no_address"),
-    ("https://www.youtube.com/watch?v=a\n--exec x", "no_address"), ("--config-locations=x", "not_https"),
-    ("https://www.youtube.com\\@evil.example/watch?v=a", "user_in_address"),
-])
+    ("https://www.youtube.com/watch?v=a\n--exec x", "no_address"),
+    ("--config-locations=x", "not_https"),
+    ("https://www.youtube.com\\@evil.example/watch?v=a", "user_in_address"),])
 def test_addresses_that_lead_elsewhere_are_refused_with_their_reason(url, reason):
     with pytest.raises(AddressError) as e: video_address(url)
     assert e.value.reason == reason
 
-pieces = st.sampled_from(["https://", "http://", "www.youtube.com", "youtu.be", "@", ":", "/", "watch?v=", "..", "%2e",
-                          "abc", "\\", "[", "]", "#", "?", "é", " ", "\0", "facebook.com", "1234567"])
+pieces = st.sampled_from([
+    "https://", "http://", "www.youtube.com", "youtu.be", "@", ":", "/", "watch?v=", "..", "%2e",
+    "abc", "\\", "[", "]", "#", "?", "é", " ", "\0", "facebook.com", "1234567"])
 @given(st.one_of(st.text(max_size=60), st.lists(pieces, max_size=12).map("".join)))
 def test_whatever_is_written_what_comes_out_is_one_of_three_hosts_and_a_safe_name(url):
     try: platform, platform_id, address = video_address(url)
     except AddressError: return
-    assert re.fullmatch(r"[A-Za-z0-9_-]+", platform_id) and urlsplit(address).hostname in HOSTS[platform]
+    assert (
+        re.fullmatch(r"[A-Za-z0-9_-]+", platform_id)
+        and urlsplit(address).hostname in HOSTS[platform])
     assert not set(video_key(platform, platform_id)) & set("/\\.\0 ")
 
-@pytest.mark.parametrize("platform_id", ["../../x", "", "a/b", "a b", "a\n", "é", "x" * 101, None, 7, "-o%(id)s"])
+@pytest.mark.parametrize("platform_id", [
+    "../../x", "", "a/b", "a b", "a\n", "é", "x" * 101, None, 7, "-o%(id)s"])
 def test_what_is_no_identifier_never_becomes_a_file_name(platform_id):
     with pytest.raises(AddressError): video_key("youtube", platform_id)
 
 def test_what_is_asked_of_a_platform_has_the_shape_of_its_identifiers():
     assert check_id("youtube", "abcdefghi-_", real=True) == "abcdefghi-_"
-    with pytest.raises(AddressError, match="gives out no identifier"): check_id("youtube", "9101", real=True)
+    with pytest.raises(AddressError, match="gives out no identifier"):
+        check_id("youtube", "9101", real=True)
     with pytest.raises(AddressError, match="no platform"): check_id("vimeo", "1")
 
 def test_a_last_underscore_is_lost_in_the_key_and_no_two_real_videos_share_one():
-    "Identifiers of YouTube have 11 characters, so the one without it is none; other platforms' have no underscore."
-    assert video_key("youtube", "ABCDEFGHIJ_") == video_key("youtube", "ABCDEFGHIJ") == "youtube_ABCDEFGHIJ"
+    """Identifiers of YouTube have 11 characters, so the one without it is none;
+    other platforms' have no underscore."""
+    assert video_key(
+        "youtube", "ABCDEFGHIJ_") == video_key("youtube", "ABCDEFGHIJ") == "youtube_ABCDEFGHIJ"
     assert check_id("youtube", "ABCDEFGHIJ_", real=True)
     with pytest.raises(AddressError): check_id("youtube", "ABCDEFGHIJ", real=True)
 
@@ -73,10 +87,12 @@ def test_a_channel_has_one_address_too(url, address):
     assert channel_address(url)[1] == address and channel_address(address)[1] == address
 
 @pytest.mark.parametrize("url, reason", [
-    ("https://www.facebook.com/some.page", "facebook_page"), ("https://www.youtube.com/feed/history", "not_a_channel"),
-    ("https://www.youtube.com/watch?v=abc", "not_a_channel"), ("https://youtu.be/@abc", "not_a_channel"),
-    ("https://www.tiktok.com/tag/police", "not_a_channel"), ("https://www.youtube.com/@a/../../x", "not_a_channel"),
-])
+    ("https://www.facebook.com/some.page", "facebook_page"),
+    ("https://www.youtube.com/feed/history", "not_a_channel"),
+    ("https://www.youtube.com/watch?v=abc", "not_a_channel"),
+    ("https://youtu.be/@abc", "not_a_channel"),
+    ("https://www.tiktok.com/tag/police", "not_a_channel"),
+    ("https://www.youtube.com/@a/../../x", "not_a_channel"),])
 def test_what_is_no_channel_is_refused_with_its_reason(url, reason):
     with pytest.raises(AddressError) as e: channel_address(url)
     assert e.value.reason == reason

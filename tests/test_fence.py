@@ -20,25 +20,32 @@ class Kept(BaseModel):
     why: str = ""
 
 # %% ../nbs/00a_fence.ipynb #neutral_test
-@given(st.text(alphabet=st.sampled_from("<|>im_end/s[]INST`:\n System\u200b＜｜▁"), max_size=80) | st.text(max_size=80))
+@given(
+    st.text(alphabet=st.sampled_from("<|>im_end/s[]INST`:\n System\u200b＜｜▁"), max_size=80)
+    | st.text(max_size=80))
 @settings(max_examples=300)
 def test_neutral_text_holds_no_token_and_no_heading_and_stays_as_it_is(text):
     once = neutral(text)
     assert neutral(once) == once
-    assert not any(signs.search(once) for signs in (_TOKENS, _BRACKETS, _HEADINGS)) and not set("<>") & set(once)
+    assert (
+        not any(signs.search(once) for signs in (_TOKENS, _BRACKETS, _HEADINGS))
+        and not set("<>") & set(once))
     assert not any(_unseen(c) for c in once)
 
 @given(st.text(alphabet="abcdefgh ,.?!'", max_size=60))
 def test_plain_speech_is_left_alone(text): assert neutral(text) == text
 
 @pytest.mark.parametrize("token", [
-    "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>", "<|end_of_role|>", "<s>",
-    "</s>",
-    "<bos>", "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]",
-    "[TOOL_CALLS]", "<｜begin▁of▁sentence｜>", "<|assistant|>", "<think>", "</think>", "<system>"])
+    "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|endoftext|>",
+    "<|end_of_role|>", "<s>", "</s>", "<bos>", "<start_of_turn>", "<end_of_turn>", "[INST]",
+    "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[TOOL_CALLS]", "<｜begin▁of▁sentence｜>",
+    "<|assistant|>", "<think>", "</think>", "<system>"])
 def test_the_tokens_of_the_families_are_stripped(token):
     for text in (token, f"a{token}b", token.replace("_", "_\u200b"), token[:3] + token + token[3:]):
-        assert token not in neutral(text) and not _TOKENS.search(neutral(text)) and not _BRACKETS.search(neutral(text))
+        assert (
+            token not in neutral(text)
+            and not _TOKENS.search(neutral(text))
+            and not _BRACKETS.search(neutral(text)))
 
 def test_deep_nesting_takes_no_longer_than_its_length():
     text = "<|a" * 50_000 + "|>" * 50_000
@@ -46,11 +53,13 @@ def test_deep_nesting_takes_no_longer_than_its_length():
 
 # %% ../nbs/00a_fence.ipynb #empty_test
 @pytest.mark.parametrize("key", [
-    "", " ", ".", ",", ":", "::", "…", "—", "Thought process:", "Thought process :", "Solution", "Solution:\n",
-    "Let's solve this problem step by step.", "Lets think step by step", "解", "かいせつ", "Respuesta", "\u200b:\u200b"])
+    "", " ", ".", ",", ":", "::", "…", "—", "Thought process:", "Thought process :", "Solution",
+    "Solution:\n", "Let's solve this problem step by step.", "Lets think step by step", "解", "かいせつ",
+    "Respuesta", "\u200b:\u200b"])
 def test_master_keys_say_nothing(key): assert says_nothing(key)
 
-@pytest.mark.parametrize("speech", ["No.", "I don't know.", "Sure, officer.", "Answer me!", "7", "Why?"])
+@pytest.mark.parametrize("speech", [
+    "No.", "I don't know.", "Sure, officer.", "Answer me!", "7", "Why?"])
 def test_short_speech_says_something(speech): assert not says_nothing(speech)
 
 # %% ../nbs/00a_fence.ipynb #battery_test
@@ -60,7 +69,8 @@ def test_no_attack_gets_out_of_the_fence_or_leaves_a_token_in_it(attack):
         lines = fence("transcript", text).split("\n")
         head, *quoted, end = lines
         assert outside("\n".join(lines)) == [head, end]
-        assert head == f"BEGIN DATA transcript ({len(quoted)} lines)" and end == "END DATA transcript"
+        assert (
+            head == f"BEGIN DATA transcript ({len(quoted)} lines)" and end == "END DATA transcript")
         inside = "\n".join(line[2:] for line in quoted)
         assert neutral(inside) == inside and inside.strip()
     assert fence("transcript", attack) == fence("transcript", attack)
@@ -76,30 +86,31 @@ def test_a_name_of_data_is_ours(name):
     with pytest.raises(DeescalError, match="not a name"): fence(name, "text")
 
 # %% ../nbs/00a_fence.ipynb #runaway_test
-@pytest.mark.parametrize("phrase", ["Hey, ", "stop resisting ", "I don't know what you want me to do. ", "안 돼요. ",
-    "ha"])
+@pytest.mark.parametrize("phrase", [
+    "Hey, ", "stop resisting ", "I don't know what you want me to do. ", "안 돼요. ", "ha"])
 def test_a_loop_is_found_wherever_it_stands(phrase):
     loop = phrase * (1300 // len(phrase) + 1)
     chance = random.Random(3)
     before = " ".join(f"{chance.random():.9f}" for _ in range(200))
-    for text in (loop, before + loop, loop + before, before + loop + before): assert runaway(text) is not None
+    for text in (loop, before + loop, loop + before, before + loop + before):
+        assert runaway(text) is not None
     assert runaway(before) is None and runaway(phrase * 3) is None
 
 # %% ../nbs/00a_fence.ipynb #read_test
 GOOD = '{"keep":true,"reason":"police","why":""}'
 
 @pytest.mark.parametrize("text, finish, reason", [
-    (GOOD, "stop", ""), (f"```json\n{GOOD}\n```", "stop", ""), (f"  {GOOD}\n", None, ""), (GOOD, "length",
-    "token_limit"),
-    (GOOD, "content_filter", "refused"), ("", "stop", "empty"), (" \n", "stop", "empty"), (":", "stop", "not_json"),
-    ("Thought process:", "stop", "not_json"), (f"Here it is: {GOOD}", "stop", "not_json"), (GOOD[:-3], "stop",
-    "not_json"),
-    (GOOD + GOOD, "stop", "not_json"), ("[]", "stop", "wrong_shape"), ("null", "stop", "wrong_shape"),
-    ('{"keep":1,"reason":"police"}', "stop", "wrong_shape"), ('{"keep":"true","reason":"police"}', "stop",
-    "wrong_shape"),
-    ('{"keep":true,"reason":"love"}', "stop", "wrong_shape"), ('{"keep":true}', "stop", "wrong_shape"),
-    ('{"keep":true,"reason":"police","SECRET words":1}', "stop", "wrong_shape"), ("hey, " * 900, "length",
-    "repetition"),
+    (GOOD, "stop", ""), (f"```json\n{GOOD}\n```", "stop", ""), (f"  {GOOD}\n", None, ""),
+    (GOOD, "length", "token_limit"), (GOOD, "content_filter", "refused"), ("", "stop", "empty"),
+    (" \n", "stop", "empty"), (":", "stop", "not_json"), ("Thought process:", "stop", "not_json"),
+    (f"Here it is: {GOOD}", "stop", "not_json"), (GOOD[:-3], "stop", "not_json"),
+    (GOOD + GOOD, "stop", "not_json"), ("[]", "stop", "wrong_shape"),
+    ("null", "stop", "wrong_shape"), ('{"keep":1,"reason":"police"}', "stop", "wrong_shape"),
+    ('{"keep":"true","reason":"police"}', "stop", "wrong_shape"),
+    ('{"keep":true,"reason":"love"}', "stop", "wrong_shape"),
+    ('{"keep":true}', "stop", "wrong_shape"),
+    ('{"keep":true,"reason":"police","SECRET words":1}', "stop", "wrong_shape"),
+    ("hey, " * 900, "length", "repetition"),
     ('{"keep":true,"reason":"police","why":"' + "hey, " * 300 + '"}', "stop", "repetition"),
     ('{"why": "' + "\\n" * 3000, "length", "repetition"), ("hey, " * 900, "stop", "repetition"),
     ('{"keep":true,"reason":"police","why":"\ud800"}', "stop", "wrong_shape")])

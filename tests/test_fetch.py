@@ -15,9 +15,12 @@ def answer(*files): return {"status": "OK", "data": {"latestVersion": {"files": 
 
 # %% ../nbs/05_fetch.ipynb #server
 class Dataverse(ThreadingHTTPServer):
-    "A Dataverse on loopback. `files`: (folder, name) -> bytes; `faults`: id -> faults, one used up by each request."
+    """A Dataverse on loopback.
+
+    `files`: (folder, name) -> bytes; `faults`: id -> faults, one used up by each request."""
     def __init__(self, files, faults=(), ranges=True, ingest=False):
-        self.files, self.faults, self.ranges, self.ingest = list(files.items()), dict(faults), ranges, ingest
+        self.files, self.faults, self.ranges, self.ingest = (
+            list(files.items()), dict(faults), ranges, ingest)
         self.asked = []
         super().__init__(("127.0.0.1", 0), DataverseHandler)
         self.base = f"http://127.0.0.1:{self.server_address[1]}"
@@ -28,7 +31,9 @@ class Dataverse(ThreadingHTTPServer):
                     "checksum": {"type": "MD5", "value": hashlib.md5(body).hexdigest()}}
             if self.ingest: file |= {"filename": name[:-3] + "tab", "filesize": 3, "originalFileName": name,
                                      "originalFileFormat": "text/csv", "originalFileSize": len(body)}
-            return {"directoryLabel": folder, "label": file["filename"], "restricted": False, "dataFile": file}
+            return {
+                "directoryLabel": folder, "label": file["filename"], "restricted": False,
+                "dataFile": file}
         return answer(*(one(i, *k, b) for i, (k, b) in enumerate(self.files)))
 
 class DataverseHandler(BaseHTTPRequestHandler):
@@ -66,7 +71,9 @@ def dataverse(files, **more):
 CORPUS = {("train", f"youtube_{i}.csv"):
           f"start_time,speaker_label,transcript\n0:0{i},A,{'hi ' * 30_000 * i}\n".encode()
           for i in range(1, 6)}
-def fetched(folder): return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+def fetched(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 def wanted(files): return {f"{k[0]}/{k[1]}".lstrip("/"): v for k, v in files.items()}
 def get(server, folder, **more): return fetch_released(folder, server.base, wait=0, **more)
 
@@ -74,11 +81,13 @@ def get(server, folder, **more): return fetch_released(folder, server.base, wait
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_no_name_leads_out_of_the_folder(folder, name):
     found = safe_name(folder, name)
-    assert found is None or Path("/base", found).resolve().is_relative_to("/base") and Path(found).name == name
+    assert (
+        found is None
+        or Path("/base", found).resolve().is_relative_to("/base") and Path(found).name == name)
 
-@pytest.mark.parametrize("folder, name", [("..", "a.csv"), ("a/../..", "b.csv"), ("", "../a.csv"), ("", "a\\b.csv"),
-                                          ("", ""), ("", ".hidden.csv"), ("", "a\0.csv"), ("", "C:x.csv"),
-                                          ("a/b/c/d/e", "x.csv")])
+@pytest.mark.parametrize("folder, name", [
+    ("..", "a.csv"), ("a/../..", "b.csv"), ("", "../a.csv"), ("", "a\\b.csv"), ("", ""),
+    ("", ".hidden.csv"), ("", "a\0.csv"), ("", "C:x.csv"), ("a/b/c/d/e", "x.csv")])
 def test_unsafe_names_are_refused(folder, name): assert safe_name(folder, name) is None
 
 # %% ../nbs/05_fetch.ipynb #listing_test
@@ -102,8 +111,11 @@ def test_an_answer_of_another_shape_says_so(data):
 # %% ../nbs/05_fetch.ipynb #fetch_test
 def test_what_breaks_off_goes_on_where_it_was(tmp_path):
     with dataverse(CORPUS, faults={i: ["break", "break"] for i in range(5)}) as server:
-        assert get(server, tmp_path) == {"fetched": 5, "kept": 0} and fetched(tmp_path) == wanted(CORPUS)
-        starts = [int(r[6:-1]) for path, r in server.asked if r and path.endswith("/4")]  # half, then half the rest
+        assert (
+            get(server, tmp_path) == {"fetched": 5, "kept": 0}
+            and fetched(tmp_path) == wanted(CORPUS))
+        # half, then half the rest
+        starts = [int(r[6:-1]) for path, r in server.asked if r and path.endswith("/4")]
         assert 200_000 < starts[0] <= 225_022 and 310_000 < starts[1] <= 337_600
         assert get(server, tmp_path) == {"fetched": 0, "kept": 5}
 
@@ -117,12 +129,16 @@ def test_files_that_dataverse_turned_into_tables_come_as_they_were_deposited(tmp
 
 def test_a_wrong_checksum_names_the_file_and_leaves_nothing_under_its_name(tmp_path):
     with dataverse(CORPUS, faults={2: ["other"] * 9}) as server:
-        with pytest.raises(DeescalError, match="1 of 5 .*youtube_3.csv: its checksum"): get(server, tmp_path)
+        with pytest.raises(DeescalError, match="1 of 5 .*youtube_3.csv: its checksum"):
+            get(server, tmp_path)
         assert fetched(tmp_path) == {k: v for k, v in wanted(CORPUS).items() if "_3" not in k}
         server.faults.clear()
-        assert get(server, tmp_path) == {"fetched": 1, "kept": 4} and fetched(tmp_path) == wanted(CORPUS)
+        assert (
+            get(server, tmp_path) == {"fetched": 1, "kept": 4}
+            and fetched(tmp_path) == wanted(CORPUS))
 
-@pytest.mark.parametrize("fault, words", [(404, "is not there"), (403, "not open"), (503, "3 tries: status 503")])
+@pytest.mark.parametrize("fault, words", [
+    (404, "is not there"), (403, "not open"), (503, "3 tries: status 503")])
 def test_one_file_that_cannot_be_had_is_named_and_the_others_are_there(tmp_path, fault, words):
     with dataverse(CORPUS, faults={0: [fault] * 9}) as server:
         with pytest.raises(DeescalError, match=words): get(server, tmp_path, tries=3)
@@ -135,23 +151,29 @@ def test_an_altered_file_is_fetched_again_and_a_part_of_another_file_is_no_harm(
         remote = remote_files(server.listing(), server.base)[0][0]
         (tmp_path/".parts").mkdir()
         (tmp_path/".parts"/f"{remote.checksum.replace(':', '-')}.part").write_bytes(b"zzzz")
-        assert get(server, tmp_path) == {"fetched": 1, "kept": 4} and fetched(tmp_path) == wanted(CORPUS)
+        assert (
+            get(server, tmp_path) == {"fetched": 1, "kept": 4}
+            and fetched(tmp_path) == wanted(CORPUS))
 
 def test_a_listing_that_is_busy_is_waited_for_and_one_that_is_gone_says_so(tmp_path):
-    with dataverse(CORPUS, faults={"list": [503, 500]}) as server: assert get(server, tmp_path)["fetched"] == 5
+    with dataverse(CORPUS, faults={"list": [503, 500]}) as server:
+        assert get(server, tmp_path)["fetched"] == 5
     with pytest.raises(DeescalError, match="no answer"): get(server, tmp_path, tries=2)
     with dataverse({("", "a.zip"): b"x"}) as server:
         with pytest.raises(InputError, match="no transcript"): get(server, tmp_path)
 
-@pytest.mark.parametrize("server, doi", [("ftp://x", DOI), ("https://u@x", DOI), ("http://example.org", DOI),
-                                         ("https://x/api", DOI), (SERVER, "10.1/x&key=1"), (SERVER, "../..")])
+@pytest.mark.parametrize("server, doi", [
+    ("ftp://x", DOI), ("https://u@x", DOI), ("http://example.org", DOI), ("https://x/api", DOI),
+    (SERVER, "10.1/x&key=1"), (SERVER, "../..")])
 def test_only_a_server_and_a_doi_are_taken(server, doi, tmp_path):
-    with pytest.raises(InputError, match="not (a DOI|the address)"): fetch_released(tmp_path, server, doi)
+    with pytest.raises(InputError, match="not (a DOI|the address)"):
+        fetch_released(tmp_path, server, doi)
 
 # %% ../nbs/05_fetch.ipynb #command_test
 def test_the_command_says_what_it_did_and_an_error_is_a_sentence(tmp_path, capsys):
     with dataverse(CORPUS | {("", "README.md"): b"x"}) as server:
-        fetch_command(["--to", str(tmp_path), "--server", server.base, "--doi", "doi:10.7910/DVN/CWMCZI"])
+        fetch_command([
+            "--to", str(tmp_path), "--server", server.base, "--doi", "doi:10.7910/DVN/CWMCZI"])
     assert "5 fetched, 0 kept, 1 left alone, no CSV" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="deescal.fetch: not the address"):
         fetch_command(["--to", str(tmp_path), "--server", "x"])

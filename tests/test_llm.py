@@ -23,11 +23,13 @@ import subprocess, sys
 
 # %% ../nbs/00b_llm.ipynb #lacks_test
 @pytest.mark.parametrize("door, what", [
-    (Door("telepathy"), "no provider"), (Door("google"), "no model"), (Door("google", "m"), "no key"),
-    (Door("openai", "m"), "no key"), (Door("openai", "m", "ftp://x/v1"), "no web address"),
+    (Door("telepathy"), "no provider"), (Door("google"), "no model"),
+    (Door("google", "m"), "no key"), (Door("openai", "m"), "no key"),
+    (Door("openai", "m", "ftp://x/v1"), "no web address"),
     (Door("openai", "m", "https://x/v1?key=1"), "more than an address")])
 def test_what_a_door_lacks_is_said_before_anything_is_sent(door, what, monkeypatch):
-    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY", "OPENAI_API_KEY"): monkeypatch.delenv(name, raising=False)
+    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     assert any(what in w for w, _ in door_lacks(door))
     with pytest.raises(InputError, match=what): ask_all(door, [Question("a", "Is it?")], Kept)
 
@@ -39,17 +41,21 @@ def test_a_broken_key_is_named_by_its_variable_only(monkeypatch):
 # %% ../nbs/00b_llm.ipynb #question_test
 def test_the_identity_of_a_question_is_all_that_its_answer_depends_on(tmp_path):
     class Other(BaseModel): keep: bool
-    sound, door, one = tmp_path/"a.wav", Door("google", "m"), Question("k", "Is it?", {"title": "a"})
+    sound, door, one = (
+        tmp_path/"a.wav", Door("google", "m"), Question("k", "Is it?", {"title": "a"}))
     sound.write_bytes(b"RIFF")
     same = [one, one._replace(key="other")]
     assert len({question_id(door, q, Kept) for q in same}) == 1
-    assert question_id(Door("google", "m", "http://h/", concurrency=1, cache="x"), one, Kept) == question_id(door,
-        one, Kept)
-    differ = [(door, one, Kept), (door, one, Other), (door, one._replace(data={"title": "b"}), Kept),
-              (door, one._replace(task="Is it not?"), Kept), (door, one._replace(audio=sound), Kept),
-              (Door("openai", "m"), one, Kept), (Door("google", "n"), one, Kept), (Door("google", "m", seed=1), one,
-              Kept),
-              (Door("google", "m", temperature=0.5), one, Kept), (Door("google", "m", max_tokens=9), one, Kept)]
+    assert question_id(
+        Door("google", "m", "http://h/", concurrency=1, cache="x"),
+        one,
+        Kept) == question_id(door, one, Kept)
+    differ = [
+        (door, one, Kept), (door, one, Other), (door, one._replace(data={"title": "b"}), Kept),
+        (door, one._replace(task="Is it not?"), Kept), (door, one._replace(audio=sound), Kept),
+        (Door("openai", "m"), one, Kept), (Door("google", "n"), one, Kept),
+        (Door("google", "m", seed=1), one, Kept), (Door("google", "m", temperature=0.5), one, Kept),
+        (Door("google", "m", max_tokens=9), one, Kept)]
     assert len({question_id(*d) for d in differ}) == len(differ)
 
 # %% ../nbs/00b_llm.ipynb #attack_test
@@ -58,14 +64,17 @@ def test_no_attack_changes_the_task(attack):
     plain, attacked = (Question("a", "Is it?", {"title": t}) for t in ("A title.", attack))
     assert prompt(plain)[0] == prompt(attacked)[0]
     lines = prompt(attacked)[1].split("\n")
-    assert outside(prompt(attacked)[1]) == [f"BEGIN DATA title ({len(lines) - 2} lines)", "END DATA title"]
+    assert outside(prompt(attacked)[1]) == [
+        f"BEGIN DATA title ({len(lines) - 2} lines)", "END DATA title"]
 
 # %% ../nbs/00b_llm.ipynb #pause_test
 @given(st.integers(1, 30), st.floats(0, 1000) | st.none(), st.integers(0, 99))
 def test_a_pause_grows_is_bounded_and_never_shorter_than_asked_for(attempt, asks, seed):
     door = Door()
     waits = pause(attempt, door, random.Random(seed), asks)
-    assert waits >= (asks or 0) and waits <= (asks + 1.5 if asks is not None else 1.5 * door.longest_wait)
+    assert (
+        waits >= (asks or 0)
+        and waits <= (asks + 1.5 if asks is not None else 1.5 * door.longest_wait))
     if asks is None: assert waits >= 0.5 * min(2 ** (attempt - 1), door.longest_wait)
 
 # %% ../nbs/00b_llm.ipynb #prices_test
@@ -73,8 +82,10 @@ def test_our_prices_are_those_of_an_independent_table():
     from genai_prices import Usage, calc_price
     for model, price in read_prices().items():
         if model == "gemini-3.8-flash": continue  # its price there depends on the day
-        theirs = calc_price(Usage(input_tokens=9000, output_tokens=700, input_audio_tokens=4000), model_ref=model,
-                            provider_id="google").total_price
+        theirs = calc_price(
+            Usage(input_tokens=9000, output_tokens=700, input_audio_tokens=4000),
+            model_ref=model,
+            provider_id="google").total_price
         assert call_cost(price, 9000, 700, 4000) == pytest.approx(float(theirs)), model
 
 def test_a_broken_table_of_prices_is_an_error_that_names_it(tmp_path):
@@ -85,7 +96,10 @@ def test_a_broken_table_of_prices_is_an_error_that_names_it(tmp_path):
     with pytest.raises(InputError, match="none.csv"): read_prices(tmp_path/"none.csv")
 
 # %% ../nbs/00b_llm.ipynb #budget_test
-@given(st.lists(st.tuples(st.integers(1, 900), st.floats(0, 1)), max_size=60), st.integers(1, 3000), st.integers(1, 8))
+@given(
+    st.lists(st.tuples(st.integers(1, 900), st.floats(0, 1)), max_size=60),
+    st.integers(1, 3000),
+    st.integers(1, 8))
 def test_a_budget_is_never_passed_whatever_comes_back_when(calls, limit, at_once):
     budget, on_the_way = Budget(tokens=limit, money=limit / 1e6), []
     for tokens, share in calls:
@@ -102,7 +116,8 @@ def test_a_budget_is_never_passed_whatever_comes_back_when(calls, limit, at_once
 # %% ../nbs/00b_llm.ipynb #store_test
 def test_what_is_kept_is_read_again_and_can_be_forgotten(tmp_path):
     for number, keys in (("ab1", ["v1", "v2"]), ("cd2", ["v3"])):
-        write_entry(tmp_path, number, {"keys": keys, "calls": [_BLANK | {"outcome": "ok", "text": "ü"}]})
+        write_entry(tmp_path, number, {
+            "keys": keys, "calls": [_BLANK | {"outcome": "ok", "text": "ü"}]})
     assert read_entry(tmp_path, "ab1")["calls"][0]["text"] == "ü"
     assert read_entry(tmp_path, "ef3") == read_entry("", "ab1") == {"keys": [], "calls": []}
     assert forget_answers(tmp_path, lambda key: key == "v2") == 1
@@ -129,7 +144,8 @@ def test_without_a_model_each_question_gets_its_error_and_nothing_is_loaded():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 def test_two_questions_may_not_share_a_key():
-    with pytest.raises(InputError, match="same key"): ask_all(Door(), [Question("a", "x"), Question("a", "y")], Kept)
+    with pytest.raises(InputError, match="same key"):
+        ask_all(Door(), [Question("a", "x"), Question("a", "y")], Kept)
 
 def test_no_questions_are_no_error(monkeypatch):
     answers, calls = ask_all(Door("openai", "m", "http://127.0.0.1:9/v1"), [], Kept)
@@ -137,10 +153,16 @@ def test_no_questions_are_no_error(monkeypatch):
 
 def test_money_cannot_be_limited_where_nobody_knows_the_price():
     with pytest.raises(InputError, match="no price"):
-        ask_all(Door("openai", "m", "http://127.0.0.1:9/v1"), [Question("a", "x")], Kept, Budget(money=1.0))
+        ask_all(
+            Door("openai", "m", "http://127.0.0.1:9/v1"),
+            [Question("a", "x")],
+            Kept,
+            Budget(money=1.0))
 
 def test_a_server_that_is_not_there_is_a_row_and_not_an_exception():
     door = Door("openai", "m", "http://127.0.0.1:9/v1", attempts=2, wait=0.01)
     answers, calls = ask_all(door, [Question("a", "x")], Kept, budget := Budget(tokens=10**6))
-    assert answers.rows()[0][:3] == ("a", "error", "unreachable") and calls["outcome"].to_list() == ["unreachable"] * 2
+    assert (
+        answers.rows()[0][:3] == ("a", "error", "unreachable")
+        and calls["outcome"].to_list() == ["unreachable"] * 2)
     assert budget.spent == (2, 0, 0)

@@ -42,7 +42,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/clip.mp4": kind = "video/mp4"
         self.send_response(status)
         body = body.encode() if status == 200 else b"no"
-        for k, v in (("Content-Type", kind), ("Content-Length", len(body))): self.send_header(k, str(v))
+        for k, v in (("Content-Type", kind), ("Content-Length", len(body))):
+            self.send_header(k, str(v))
         self.end_headers()
         if self.command == "GET": self.wfile.write(body)
 
@@ -56,14 +57,16 @@ def platform_of(channels, fail=(), slow=0):
 CHANNELS_CSV = b"channel,url\nOak,https://www.youtube.com/@oak\nElm,https://www.youtube.com/@elm\n"
 OAK, ELM = "/@oak/videos", "/@elm/videos"
 def ask(server, folder, **more):
-    return harvest_network(read_channels(CHANNELS_CSV), folder, ["youtube"], per_hour=10**9, sleep_s=0,
-                           loopback=server.base, **more)
+    return harvest_network(
+        read_channels(CHANNELS_CSV), folder, ["youtube"], per_hour=10**9, sleep_s=0,
+        loopback=server.base, **more)
 
 # %% ../nbs/00e_platforms.ipynb #options_test
 def test_exactly_the_extractors_of_the_three_platforms_are_loaded(tmp_path):
     import yt_dlp
     with yt_dlp.YoutubeDL(ydl_options(EXTRACTORS, tmp_path/"archive.txt")) as ydl:
-        assert {ie.IE_NAME.lower() for ie in ydl._ies.values()} == {n for names in EXTRACTORS.values() for n in names}
+        assert {ie.IE_NAME.lower() for ie in ydl._ies.values()} == {
+            n for names in EXTRACTORS.values() for n in names}
         assert not ydl.params["enable_file_urls"] and not ydl.params["remote_components"]
     with yt_dlp.YoutubeDL(ydl_options(["tiktok"])) as ydl:
         assert {ie.IE_NAME.lower() for ie in ydl._ies.values()} == {"tiktok", "tiktok:user"}
@@ -73,12 +76,14 @@ def test_exactly_the_extractors_of_the_three_platforms_are_loaded(tmp_path):
     "https://www.youtube.com/clip/x", "https://www.facebook.com/flx/warn/?u=https://x.y"])
 def test_nothing_else_is_asked_for(url):
     import yt_dlp
-    with yt_dlp.YoutubeDL(ydl_options(EXTRACTORS) | {"socket_timeout": 1, "extractor_retries": 0}) as ydl:
+    with yt_dlp.YoutubeDL(
+        ydl_options(EXTRACTORS) | {"socket_timeout": 1, "extractor_retries": 0}) as ydl:
         with pytest.raises(yt_dlp.utils.DownloadError, match="No suitable extractor"):
             ydl.extract_info(url, download=False)
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1", "https://127.0.0.1:80", "http://example.org:80",
-                                     "http://127.0.0.1:8@x", "http://127.0.0.1:80/x", "http://0.0.0.0:80"])
+@pytest.mark.parametrize("address", [
+    "http://127.0.0.1", "https://127.0.0.1:80", "http://example.org:80", "http://127.0.0.1:8@x",
+    "http://127.0.0.1:80/x", "http://0.0.0.0:80"])
 def test_only_this_machine_can_stand_for_a_platform(address):
     with pytest.raises(InputError, match="loopback"): ydl_options(["youtube"], loopback=address)
 
@@ -86,32 +91,43 @@ def test_only_this_machine_can_stand_for_a_platform(address):
 @pytest.mark.parametrize("words, found", [
     ("Video unavailable. This video is private", ("private", "private_video")),
     ("This video has been removed by the uploader", ("deleted", "removed")),
-    ("This video is no longer available because the YouTube account associated with this video has been terminated.",
-     ("deleted", "account_gone")),
-    ("The uploader has not made this video available in your country", ("restricted", "geo_blocked")),
-    ("Join this channel to get access to members-only content like this video", ("restricted", "members_only")),
-    ("This post may not be comfortable for some audiences. Log in for access", ("restricted", "age_restricted")),
-    ("You do not have permission to view this post. Log into an account that has access", ("private", "private_video")),
+    (
+        "This video is no longer available because the YouTube account associated with this video has been terminated.",
+        ("deleted", "account_gone")),
+    (
+        "The uploader has not made this video available in your country",
+        ("restricted", "geo_blocked")),
+    (
+        "Join this channel to get access to members-only content like this video",
+        ("restricted", "members_only")),
+    ("This post may not be comfortable for some audiences. Log in for access", (
+        "restricted", "age_restricted")),
+    (
+        "You do not have permission to view this post. Log into an account that has access",
+        ("private", "private_video")),
     ("Video unavailable", ("unavailable", "unavailable")),
     ("Video not available, status code 10231", ("unavailable", "unavailable")),
-    ("This content isn't available, try again later. The current session has been rate-limited by YouTube",
-     ("not_checked", "rate_limited")),
+    (
+        "This content isn't available, try again later. The current session has been rate-limited by YouTube",
+        ("not_checked", "rate_limited")),
     ("Your IP address is blocked from accessing this post", ("not_checked", "rate_limited")),
-    ("Video unavailable. YouTube is requiring a captcha challenge before playback", ("not_checked", "rate_limited")),
+    ("Video unavailable. YouTube is requiring a captcha challenge before playback", (
+        "not_checked", "rate_limited")),
     ("Unable to extract universal data for rehydration", ("not_checked", "extractor_failed")),
-    ("This live event will begin in 3 hours.", ("unavailable", "unavailable")),
-])
+    ("This live event will begin in 3 hours.", ("unavailable", "unavailable")),])
 def test_the_sentences_of_yt_dlp_are_understood(words, found):
     from yt_dlp.utils import DownloadError, ExtractorError
     inner = ExtractorError(words, expected="Unable" not in words)
-    assert failure_of(inner) == failure_of(DownloadError(f"ERROR: {words}", (type(inner), inner, None))) == found
+    assert failure_of(inner) == failure_of(
+        DownloadError(f"ERROR: {words}", (type(inner), inner, None))) == found
 
 def test_a_login_that_is_wanted_is_a_restriction_whatever_the_extractor():
     from yt_dlp.extractor.common import InfoExtractor
     from yt_dlp.utils import ExtractorError, GeoRestrictedError
     with pytest.raises(ExtractorError) as e: InfoExtractor().raise_login_required(method=None)
     assert failure_of(e.value) == ("restricted", "login_required")
-    assert failure_of(GeoRestrictedError("not available from your location")) == ("restricted", "geo_blocked")
+    assert failure_of(GeoRestrictedError("not available from your location")) == (
+        "restricted", "geo_blocked")
 
 # %% ../nbs/00e_platforms.ipynb #pace_test
 def test_the_pace_is_kept_and_a_slow_answer_is_not_made_up_for():
@@ -131,9 +147,14 @@ def test_what_is_found_is_kept_and_not_asked_for_twice(tmp_path):
         assert ask(server, tmp_path) == first and len(server.asked) == asked
     assert [(r[3]["platform_id"], r[3]["status"]) for r in first.records] == [
         ("a1", "ok"), ("a2", "ok"), ("a2", "ok"), ("a3", "deleted")] and first.stopped is None
-    assert (tmp_path/"archive.txt").read_text().splitlines() == ["youtube a1", "youtube a2", "youtube a3"]
+    assert (tmp_path/"archive.txt").read_text().splitlines() == [
+        "youtube a1", "youtube a2", "youtube a3"]
     info = json.loads((tmp_path/"info/youtube_a1.info.json").read_text())
-    assert info["title"] == "a1" and info["duration"] == 30 and "formats" not in info and "clip.mp4" not in str(info)
+    assert (
+        info["title"] == "a1"
+        and info["duration"] == 30
+        and "formats" not in info
+        and "clip.mp4" not in str(info))
 
 def test_at_a_rate_limit_it_stops_and_goes_on_later_with_no_row_lost(tmp_path):
     with platform_of({OAK: ["a1", "a2", "a3"], ELM: ["a4"]}, fail={"/watch?v=a2": 429}) as server:
@@ -151,8 +172,9 @@ def test_a_channel_that_fails_leaves_the_others_alone_and_is_tried_again(tmp_pat
     with platform_of({OAK: ["a1"], ELM: ["a2"]}, fail={OAK: 500, "/watch?v=a2": 503}) as server:
         done = ask(server, tmp_path)
         assert done.channels == [(2, "failed", "http_500", 0), (3, "ok", "", 1)]
-        assert done.records[0][3] == {"status": "not_checked", "reason": "http_503", "platform": "youtube",
-                                      "platform_id": "a2", "channel": "Elm"}
+        assert done.records[0][3] == {
+            "status": "not_checked", "reason": "http_503", "platform": "youtube",
+            "platform_id": "a2", "channel": "Elm"}
         server.fail.clear()
         assert [r[3]["status"] for r in ask(server, tmp_path).records] == ["ok", "ok"]
 
@@ -177,17 +199,23 @@ def test_a_single_video_is_asked_for_only_if_it_can_be_one(tmp_path):
 def test_a_platform_that_is_switched_off_is_not_asked(tmp_path):
     with platform_of({OAK: ["a1"], ELM: []}) as server:
         done = harvest_network(read_channels(CHANNELS_CSV), tmp_path, [], loopback=server.base)
-        assert done.channels == [(2, "not_asked", "switched_off", 0), (3, "not_asked", "switched_off", 0)]
+        assert done.channels == [
+            (2, "not_asked", "switched_off", 0), (3, "not_asked", "switched_off", 0)]
         assert server.asked == []
 
 def test_a_listed_address_is_data(tmp_path):
-    bad = ["https://127.0.0.1/watch?v=x", "file:///etc/passwd", "https://www.youtube.com/watch?v=../../x", "ytsearch:x"]
+    bad = [
+        "https://127.0.0.1/watch?v=x", "file:///etc/passwd",
+        "https://www.youtube.com/watch?v=../../x", "ytsearch:x"]
     with platform_of({OAK: [*bad, "a1"], ELM: []}) as server:
         done = ask(server, tmp_path)
-        assert done.channels[0] == (2, "ok", "4_other_entries", 1) and len(list(tmp_path.rglob("*.info.json"))) == 1
+        assert (
+            done.channels[0] == (2, "ok", "4_other_entries", 1)
+            and len(list(tmp_path.rglob("*.info.json"))) == 1)
 
 @pytest.mark.parametrize("broken, row, why", [
-    ("/@oak", (2, "failed", "extractor_failed", 0), []), ("/watch", (2, "ok", "", 1), ["extractor_failed"])])
+    ("/@oak", (2, "failed", "extractor_failed", 0), []),
+    ("/watch", (2, "ok", "", 1), ["extractor_failed"])])
 def test_an_error_inside_an_extractor_costs_one_channel_or_one_video(tmp_path, broken, row, why):
     import yt_dlp
     from yt_dlp.extractor.common import InfoExtractor
@@ -195,11 +223,13 @@ def test_an_error_inside_an_extractor_costs_one_channel_or_one_video(tmp_path, b
         _VALID_URL = r"https://www\.youtube\.com/.+"
         def _real_extract(self, url):
             if broken in url: raise TypeError("'NoneType' object is no premium account")
-            return self.playlist_result([self.url_result("https://www.youtube.com/watch?v=abcdefghijk")], "oak")
+            return self.playlist_result(
+                [self.url_result("https://www.youtube.com/watch?v=abcdefghijk")], "oak")
     with yt_dlp.YoutubeDL(ydl_options(["tiktok"])) as ydl:  # so that the odd one takes YouTube
         ydl.add_info_extractor(OddIE())
         channel = read_channels(CHANNELS_CSV).row(0, named=True)
-        found, records, limited = _harvest_channel((ydl, ydl), channel, tmp_path, Pace(10**9), "", None)
+        found, records, limited = _harvest_channel(
+            (ydl, ydl), channel, tmp_path, Pace(10**9), "", None)
     assert found == row and [r[3]["reason"] for r in records] == why and not limited
     with pytest.raises(RateLimited) as e: failure_of(_limited("youtube", tmp_path))
     assert e.value.final
@@ -213,5 +243,7 @@ def test_a_list_that_was_cut_is_no_answer_to_who_wants_all(tmp_path):
 def test_what_was_forgotten_is_not_asked_for_and_not_kept(tmp_path):
     with platform_of({OAK: ["a1", "a2"], ELM: ["a1"]}) as server:
         done = ask(server, tmp_path, forgotten=lambda ids: {"youtube_a1"} & set(ids))
-        assert [r[-1]["platform_id"] for r in done.records] == ["a2"] and "/watch?v=a1" not in server.asked
+        assert (
+            [r[-1]["platform_id"] for r in done.records] == ["a2"]
+            and "/watch?v=a1" not in server.asked)
     assert not any("a1" in p.read_text() for p in tmp_path.rglob("*") if p.is_file())

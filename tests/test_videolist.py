@@ -10,7 +10,9 @@ from hypothesis import given, settings, strategies as st
 # %% ../nbs/00d_videolist.ipynb #tidy_test
 def test_a_title_is_one_line_of_text_with_its_damage_undone():
     assert tidy("wonâ€™t") == ("won’t", ["encoding"]) and tidy("a <i>b</i>") == ("a b", ["html"])
-    assert tidy("<script>alert(1)</script>")[0] == "alert(1)" and tidy("5 < 6 > 3") == ("5 < 6 > 3", [])
+    assert (
+        tidy("<script>alert(1)</script>")[0] == "alert(1)"
+        and tidy("5 < 6 > 3") == ("5 < 6 > 3", []))
     assert tidy("a\0b\r\nc\u202ed")[0] == "a b c d" and tidy("x" * 600) == ("x" * 500, ["cut"])
     assert tidy("e\u0301")[0] == "\u00e9" and tidy("\ud800")[0] == "?"
 
@@ -20,28 +22,37 @@ def test_tidying_never_fails_and_what_is_damaged_by_cp1252_comes_back(text):
     line.encode()
     assert "\n" not in line and "\0" not in line and unicodedata.is_normalized("NFC", line)
 
-@pytest.mark.parametrize("text", ["It’s “over”, he says", "Señor, señal – stop", "Où êtes-vous… là?"])
+@pytest.mark.parametrize("text", [
+    "It’s “over”, he says", "Señor, señal – stop", "Où êtes-vous… là?"])
 def test_the_damage_of_the_published_filter_is_undone(text):
     assert tidy(text.encode().decode("sloppy-windows-1252")) == (text, ["encoding"])
 
 # %% ../nbs/00d_videolist.ipynb #captions_test
 def test_the_messages_of_the_library_itself_are_known():
     from youtube_transcript_api import _errors as errors
-    kinds = {"ip_blocked": errors.IpBlocked, "request_blocked": errors.RequestBlocked,
-             "transcripts_disabled": errors.TranscriptsDisabled, "video_unavailable": errors.VideoUnavailable,
-             "invalid_video_id": errors.InvalidVideoId, "age_restricted": errors.AgeRestricted,
-             "po_token_required": errors.PoTokenRequired, "not_translatable": errors.NotTranslatable}
+    kinds = {
+        "ip_blocked": errors.IpBlocked, "request_blocked": errors.RequestBlocked,
+        "transcripts_disabled": errors.TranscriptsDisabled,
+        "video_unavailable": errors.VideoUnavailable, "invalid_video_id": errors.InvalidVideoId,
+        "age_restricted": errors.AgeRestricted, "po_token_required": errors.PoTokenRequired,
+        "not_translatable": errors.NotTranslatable}
     for reason, kind in kinds.items():
-        for text in (f"[Error fetching transcript: {kind('abcdefghijk')}]", str(kind("abcdefghijk"))):
+        for text in (
+            f"[Error fetching transcript: {kind('abcdefghijk')}]", str(kind("abcdefghijk"))):
             assert caption_fault(text) == reason, reason
     blocked = errors.VideoUnplayable("abcdefghijk", "Private video", [])
     assert caption_fault(f"[Error: {blocked}]") == "video_unplayable"
 
 def test_what_somebody_says_is_a_caption_even_if_it_is_about_errors():
-    for text in ("There was an error fetching the transcript, he said.", "Subtitles are disabled. >> What?", "[Music]"):
+    for text in (
+        "There was an error fetching the transcript, he said.", "Subtitles are disabled. >> What?",
+        "[Music]"):
         assert caption_fault(text) == ""
-    assert [caption_fault(t) for t in ("", " \n", "[Error fetching transcript: 7]", "<!DOCTYPE html><p>")] == [
-        "empty", "empty", "other_error", "html_page"]
+    assert [
+        caption_fault(t)
+        for t in (
+            "", " \n", "[Error fetching transcript: 7]",
+            "<!DOCTYPE html><p>")] == ["empty", "empty", "other_error", "html_page"]
 
 # %% ../nbs/00d_videolist.ipynb #typed_test
 odd = st.one_of(st.text(max_size=20), st.sampled_from(
@@ -49,11 +60,14 @@ odd = st.one_of(st.text(max_size=20), st.sampled_from(
 @settings(max_examples=40)
 @given(st.lists(st.tuples(odd, odd, odd), max_size=5))
 def test_numbers_and_dates_are_right_or_empty(values):
-    records = [{"platform": "youtube", "platform_id": str(i), "duration_s": a, "views": b, "uploaded": c}
-               for i, (a, b, c) in enumerate(values)]
+    records = [
+        {"platform": "youtube", "platform_id": str(i), "duration_s": a, "views": b, "uploaded": c}
+        for i, (a, b, c) in enumerate(values)]
     frame, _ = rows_and_rejects([("f", i, "", r) for i, r in enumerate(records)], [])
     assert frame.schema["views"] == pl.Int64 and len(frame) == len(values)
-    assert frame["duration_s"].drop_nulls().is_between(0, 2**53).all() and (frame["views"].drop_nulls() >= 0).all()
+    assert (
+        frame["duration_s"].drop_nulls().is_between(0, 2**53).all()
+        and (frame["views"].drop_nulls() >= 0).all())
     assert frame["uploaded"].drop_nulls().str.contains(r"^\d{4,}-\d\d-\d\d$").all()
 
 # %% ../nbs/00d_videolist.ipynb #list_test
@@ -63,20 +77,24 @@ def test_a_fault_costs_its_own_row():
     text = HEAD + ('1,1,a,https://youtu.be/a,,,,,,"x\n\ny",c\n2,2,"b,https://youtu.be/b,,,,,,,c\n'
                    '3,3,c,https://youtu.be/c,,,,,,,c\nx\n')
     frame, rejects, n = read_video_list(text.encode())
-    assert frame["platform_id"].to_list() == ["a", "c"] and frame["caption"].to_list() == ["x\n\ny", None]
+    assert (
+        frame["platform_id"].to_list() == ["a", "c"]
+        and frame["caption"].to_list() == ["x\n\ny", None])
     assert sorted(rejects["reason"]) == ["unclosed_quote", "wrong_field_count"] and n == 4
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_a_list_is_read_in_the_encoding_it_is_in(encoding):
-    frame, _, n = read_video_list((HEAD + "1,1,Señor é ñ,https://youtu.be/a,,,,,,,c\n").encode(encoding))
+    frame, _, n = read_video_list(
+        (HEAD + "1,1,Señor é ñ,https://youtu.be/a,,,,,,,c\n").encode(encoding))
     assert frame["title"].to_list() == ["Señor é ñ"] and n == 1
 
 @pytest.mark.parametrize("data", [b"", b"\n\n", b"title,link\na,b\n", b'"', b"\0\0\0"])
 def test_what_is_no_list_says_so(data):
     with pytest.raises(InputError, match="no column 'url'"): read_video_list(data, "videos.csv")
 
-parts = st.sampled_from(["1,1,", "2,7,", "https://youtu.be/abc", ",", '"', '""', "\n", "\r\n", "\r", "é", "\0", "<b>",
-                         "x", ",,,,,,,", "3,3,t,https://youtu.be/x,u,1,2,3,d,c,n\n", "[Error fetching transcript: x]"])
+parts = st.sampled_from([
+    "1,1,", "2,7,", "https://youtu.be/abc", ",", '"', '""', "\n", "\r\n", "\r", "é", "\0", "<b>",
+    "x", ",,,,,,,", "3,3,t,https://youtu.be/x,u,1,2,3,d,c,n\n", "[Error fetching transcript: x]"])
 @settings(max_examples=40)
 @given(st.lists(parts, max_size=30).map("".join), st.sampled_from(["utf-8", "utf-16", "latin-1"]))
 def test_every_record_of_any_list_is_a_row_or_a_reject(text, encoding):
@@ -84,8 +102,11 @@ def test_every_record_of_any_list_is_a_row_or_a_reject(text, encoding):
     assert n == len(frame) + len(rejects)
 
 def test_a_caption_that_is_too_long_is_left_out_with_its_reason():
-    frame, rejects, n = read_video_list((HEAD + f'1,1,t,https://youtu.be/a,,,,,,"{"no, " * 700_000}",c\n').encode())
-    assert frame.select("caption", "caption_reason").rows() == [(None, "too_long")] and (len(rejects), n) == (0, 1)
+    frame, rejects, n = read_video_list(
+        (HEAD + f'1,1,t,https://youtu.be/a,,,,,,"{"no, " * 700_000}",c\n').encode())
+    assert (
+        frame.select("caption", "caption_reason").rows() == [(None, "too_long")]
+        and (len(rejects), n) == (0, 1))
 
 # %% ../nbs/00d_videolist.ipynb #info_test
 def folder_of_infos(folder, **files):
@@ -95,28 +116,38 @@ def folder_of_infos(folder, **files):
     return folder
 
 def test_faulty_info_files_are_rejects_and_the_rest_is_read(tmp_path):
-    ok = {"id": "9101", "extractor_key": "Youtube", "title": "t", "duration": 5.5, "upload_date": "20260102"}
-    frame, rejects, n = read_info_folder(folder_of_infos(
-        tmp_path, a=ok, b=b'{"id": "91', c=b"[1]", d=ok | {"id": "../../x"}, e=ok | {"extractor_key": "Generic"},
-        f=b"[" * 100_000, g={}, h=ok | {"id": None}, i=b"", j=ok | {"id": ["9101"]}))
-    assert frame["video_id"].to_list() == ["youtube_9101"] and frame["duration_s"].to_list() == [5.5]
-    assert dict(zip(rejects["file"].str.head(1), rejects["reason"])) == {
-        "b": "broken_json", "c": "no_object", "d": "bad_id", "e": "unknown_platform", "f": "broken_json",
-        "g": "unknown_platform", "h": "bad_id", "i": "broken_json", "j": "bad_id"} and n == 10
+    ok = {
+        "id": "9101", "extractor_key": "Youtube", "title": "t", "duration": 5.5,
+        "upload_date": "20260102"}
+    frame, rejects, n = read_info_folder(
+        folder_of_infos(
+            tmp_path, a=ok, b=b'{"id": "91', c=b"[1]", d=ok | {"id": "../../x"},
+            e=ok | {"extractor_key": "Generic"}, f=b"[" * 100_000, g={}, h=ok | {"id": None}, i=b"",
+            j=ok | {"id": ["9101"]}))
+    assert (
+        frame["video_id"].to_list() == ["youtube_9101"] and frame["duration_s"].to_list() == [5.5])
+    assert (
+        dict(zip(rejects["file"].str.head(1), rejects["reason"])) == {
+            "b": "broken_json", "c": "no_object", "d": "bad_id", "e": "unknown_platform",
+            "f": "broken_json", "g": "unknown_platform", "h": "bad_id", "i": "broken_json",
+            "j": "bad_id"}
+        and n == 10)
 
 @pytest.mark.parametrize("info, status", [
     ({"availability": "private"}, "private"), ({"title": "[Deleted video]"}, "deleted"), ({}, "ok"),
     ({"availability": "needs_auth"}, "restricted"), ({"live_status": "is_upcoming"}, "unavailable"),
-    ({"deescal": {"status": "deleted", "reason": "removed"}}, "deleted"), ({"deescal": {"status": "../x"}}, "ok"),
-])
+    ({"deescal": {"status": "deleted", "reason": "removed"}}, "deleted"),
+    ({"deescal": {"status": "../x"}}, "ok"),])
 def test_what_a_video_is_stands_in_its_info(info, status):
     assert info_record({"id": "1", "extractor_key": "Youtube"} | info)["status"] == status
 
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3), max_leaves=6)
-names = st.sampled_from(["id", "extractor_key", "title", "channel", "duration", "timestamp", "upload_date",
-                         "view_count", "availability", "deescal", "live_status", "uploader"])
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=5), x, max_size=3),
+    max_leaves=6)
+names = st.sampled_from([
+    "id", "extractor_key", "title", "channel", "duration", "timestamp", "upload_date", "view_count",
+    "availability", "deescal", "live_status", "uploader"])
 @settings(max_examples=40)
 @given(st.dictionaries(names, anything, max_size=8))
 def test_any_object_is_a_row_or_a_reject(info):
@@ -134,13 +165,18 @@ def test_any_bytes_are_an_object_or_have_a_reason(data):
 def test_a_channel_that_cannot_be_listed_stays_with_its_reason():
     frame = read_channels(b"Channel list,Link\nA,https://www.youtube.com/@a\nB,ftp://x\nC\nD,https://youtu.be/d\n"
                           b"E,https://www.facebook.com/e\n")
-    assert frame["reason"].to_list() == [None, "not_https", "wrong_field_count", None, "facebook_page"]
+    assert frame["reason"].to_list() == [
+        None, "not_https", "wrong_field_count", None, "facebook_page"]
     assert frame["kind"].to_list() == ["channel", None, None, "video", None]
     assert frame["line"].to_list() == [2, 3, 4, 5, 6]
-    assert read_channels(b"platform,url\ntiktok,https://youtu.be/x\n")["reason"].to_list() == ["other_platform"]
+    assert read_channels(
+        b"platform,url\ntiktok,https://youtu.be/x\n")["reason"].to_list() == ["other_platform"]
 
 @settings(max_examples=40)
-@given(st.lists(st.sampled_from(["a", ",", '"', "\n", "https://youtu.be/x", "é", "\0", "x,https://a.b\n"]), max_size=9))
+@given(
+    st.lists(
+        st.sampled_from(["a", ",", '"', "\n", "https://youtu.be/x", "é", "\0", "x,https://a.b\n"]),
+        max_size=9))
 def test_any_list_of_channels_is_read(parts):
     read_channels(("channel,url\n" + "".join(parts)).encode())
 
@@ -149,10 +185,16 @@ def test_any_list_of_channels_is_read(parts):
 @given(st.lists(max_size=12, elements=st.tuples(
     st.sampled_from("abc"), st.sampled_from(["ok", "private"]), st.sampled_from(["", "said"]))))
 def test_one_row_a_video_stays_and_it_is_the_best(videos):
-    rows, _ = rows_and_rejects([("f", i, "", {"platform": "youtube", "platform_id": p, "status": s, "caption": c})
-                                for i, (p, s, c) in enumerate(videos)], [])
+    rows, _ = rows_and_rejects(
+        [
+            ("f", i, "", {"platform": "youtube", "platform_id": p, "status": s, "caption": c})
+            for i, (p, s, c) in enumerate(videos)],
+        [])
     kept, again = drop_duplicates(rows)
     assert len(kept) + len(again) == len(videos) and kept["video_id"].is_unique().all()
     for row in kept.iter_rows(named=True):
-        rivals = [(s != "ok", c == "", i) for i, (p, s, c) in enumerate(videos) if p == row["platform_id"]]
+        rivals = [
+            (s != "ok", c == "", i)
+            for i, (p, s, c) in enumerate(videos)
+            if p == row["platform_id"]]
         assert row["line"] == min(rivals)[2]
