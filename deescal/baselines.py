@@ -23,7 +23,9 @@ def best_constant(
     candidates=4000,  # distinct replies tried in the first round
     finalists=200,    # tried on all references in the second
 ):
-    "The real reply with the highest mean ROUGE-L F1 against `references`. Ties go to the first by alphabet."
+    """The real reply with the highest mean ROUGE-L F1 against `references`.
+
+    Ties go to the first by alphabet."""
     if not references:
         raise DeescalError(
             "no training reply to choose a constant from",
@@ -63,10 +65,12 @@ def constant_replies(train, asked, messages, seed):
 # %% ../nbs/09d_baselines.ipynb #previous
 def previous_replies(train, asked, messages, seed):
     "What the civilian's side said last before the point."
-    said = messages.filter(role="assistant").select("scenario_id", pl.col("message").alias("said"), "text").sort("said")
-    last = (asked.with_columns((pl.col("message") - 1).alias("before")).sort("before")
-            .join_asof(said, left_on="before", right_on="said", by="scenario_id", strategy="backward",
-                       check_sortedness=False))
+    said = messages.filter(role="assistant").select(
+        "scenario_id", pl.col("message").alias("said"), "text").sort("said")
+    last = (
+        asked.with_columns((pl.col("message") - 1).alias("before")).sort("before").join_asof(
+            said, left_on="before", right_on="said", by="scenario_id", strategy="backward",
+            check_sortedness=False))
     last = asked.select("scenario_id", "point").join(
         last.select("scenario_id", "point", "text"),
         on=["scenario_id", "point"], how="left", maintain_order="left")
@@ -86,8 +90,10 @@ def tfidf_replies(train, asked, messages, seed, block=512):
         return _replies(asked, [""] * len(asked), ["no_neighbour"] * len(asked))
     v = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
     index = v.fit_transform(train["prompt"].to_list())
-    asked_for, replies, texts, flags = v.transform(asked["prompt"].to_list()), train["reference"].to_list(), [], []
-    for i in range(0, asked_for.shape[0], block):  # in blocks: the matrix of all similarities would not fit
+    asked_for, replies, texts, flags = v.transform(
+        asked["prompt"].to_list()), train["reference"].to_list(), [], []
+    # in blocks: the matrix of all similarities would not fit
+    for i in range(0, asked_for.shape[0], block):
         similar = (asked_for[i:i+block] @ index.T).toarray()
         best = similar.argmax(axis=1)
         found = similar[np.arange(len(best)), best] > 0
@@ -97,7 +103,8 @@ def tfidf_replies(train, asked, messages, seed, block=512):
 
 # %% ../nbs/09d_baselines.ipynb #registry
 BASELINES = {
-    "constant": (constant_replies, "always the same reply: the best constant on the training split"),
+    "constant": (
+        constant_replies, "always the same reply: the best constant on the training split"),
     "previous": (previous_replies, "the civilian's previous reply"),
     "tfidf": (tfidf_replies, "reply to the nearest training prompt (TF-IDF)")}
 
@@ -109,13 +116,21 @@ def baseline_replies(system, points, messages, seed):
     """
     if system not in BASELINES:
         raise DeescalError(
-            f"no baseline is called {system!r}", where="run.baselines", remedy=did_you_mean(system, BASELINES))
-    return BASELINES[system][0](points.filter(split="train"), points.filter(split="test"), messages, seed)
+            f"no baseline is called {system!r}",
+            where="run.baselines",
+            remedy=did_you_mean(system, BASELINES))
+    return BASELINES[system][0](
+        points.filter(split="train"), points.filter(split="test"), messages, seed)
 
 # %% ../nbs/09d_baselines.ipynb #without_model
 def without_model(said):
-    "Baseline replies with the columns that only a model fills: one sample, no error, no tokens, no times."
-    empty = {"input_tokens": pl.Int64, "reply_tokens": pl.Int64, "first_s": pl.Float64, "reply_s": pl.Float64}
+    """Baseline replies with the columns that only a model fills: one sample,
+    no error, no tokens, no times."""
+    empty = {
+        "input_tokens": pl.Int64,
+        "reply_tokens": pl.Int64,
+        "first_s": pl.Float64,
+        "reply_s": pl.Float64}
     return said.with_columns(
         pl.lit(0, dtype=pl.Int64).alias("sample"), pl.lit("").alias("error"),
         *(pl.lit(None, dtype=t).alias(c) for c, t in empty.items()))

@@ -18,12 +18,19 @@ from .read import read_folder
 from .roles import assign_roles
 
 # %% ../nbs/08a_toys.ipynb #toys
-TOY_WORDS = "step back sir why no I won't calm down okay officer what is your name Dale sit there please".split()
+TOY_WORDS = (
+    "step back sir why no I won't calm down okay officer what is your name Dale sit there please".split())
 
 def toy_dialogue(r, turns, longest=12):
-    "An invented dialogue: (message, role, text), officer and civilian mixed; `r` is a `random.Random`."
-    return [(i, r.choice(["user", "assistant"]), " ".join(r.choices(TOY_WORDS, k=r.randint(1, longest))))
-            for i in range(turns)]
+    """An invented dialogue: (message, role, text), officer and civilian mixed;
+
+    `r` is a `random.Random`."""
+    return [
+        (
+            i,
+            r.choice(["user", "assistant"]),
+            " ".join(r.choices(TOY_WORDS, k=r.randint(1, longest))))
+        for i in range(turns)]
 
 # %% ../nbs/08a_toys.ipynb #toy_chats
 def toy_chats(*dialogues):
@@ -36,7 +43,8 @@ def toy_chats(*dialogues):
         for i, t in enumerate(d)]
     m = pl.DataFrame(
         rows, orient="row",
-        schema={"scenario_id": pl.String, "message": pl.Int64, "role": pl.String, "text": pl.String})
+        schema={
+            "scenario_id": pl.String, "message": pl.Int64, "role": pl.String, "text": pl.String})
     p = [
         (f"s{s}", k, "test" if s == len(dialogues) - 1 else "train", 2*k + 1, d[2*k], d[2*k+1])
         for s, d in enumerate(dialogues)
@@ -46,31 +54,47 @@ def toy_chats(*dialogues):
 # %% ../nbs/08a_toys.ipynb #forms
 FORMS = {
     "chatml": (TEMPLATE, True),
-    "llama": ("{{ '<|begin|>' }}{% for m in messages %}<|head|>{{ m.role }}<|end_head|>\n\n{{ m.content | trim }}"
-              "<|eot|>{% endfor %}"
-              "{% if add_generation_prompt %}<|head|>assistant<|end_head|>\n\n{% endif %}", True),
-    "gemma": ("{{ '<|begin|>' }}{% for m in messages %}"
-              "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-              "<|turn|>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ m.content | trim }}<|end|>\n{% endfor %}"
-              "{% if add_generation_prompt %}<|turn|>model\n{% endif %}", False),
-    "granite": ("{% for m in messages %}<|role|>{{ m.role }}<|end_role|>{{ m.content }}<|end|>\n{% endfor %}"
-                "{% if add_generation_prompt %}<|role|>assistant<|end_role|>{% endif %}", True),
-    "phi": ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-            "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}", True),
-    "falcon": ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
-               "{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}"
-               "{% if add_generation_prompt %}<|assistant|>\n{% endif %}", True),
-    "mistral": ("<|begin|>{% for m in messages %}"
-                "{% if m.role == 'system' %}<|system|>{{ m.content }}<|end_role|>"
-                "{% elif m.role == 'user' %}<|turn|>{{ m.content }}<|role|>"
-                "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}", True)}
+    "llama": (
+        "{{ '<|begin|>' }}{% for m in messages %}<|head|>{{ m.role }}<|end_head|>\n\n"
+        "{{ m.content | trim }}"
+        "<|eot|>{% endfor %}"
+        "{% if add_generation_prompt %}<|head|>assistant<|end_head|>\n\n{% endif %}",
+        True),
+    "gemma": (
+        "{{ '<|begin|>' }}{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "<|turn|>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content | trim }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>model\n{% endif %}",
+        False),
+    "granite": (
+        "{% for m in messages %}<|role|>{{ m.role }}<|end_role|>{{ m.content }}<|end|>\n"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|role|>assistant<|end_role|>{% endif %}",
+        True),
+    "phi": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}",
+        True),
+    "falcon": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}"
+        "{{ eos_token if m.role == 'assistant' else '' }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% endif %}",
+        True),
+    "mistral": (
+        "<|begin|>{% for m in messages %}"
+        "{% if m.role == 'system' %}<|system|>{{ m.content }}<|end_role|>"
+        "{% elif m.role == 'user' %}<|turn|>{{ m.content }}<|role|>"
+        "{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        True)}
 
 # %% ../nbs/08a_toys.ipynb #tokenizer_like
 def tokenizer_like(form):
     "A tiny tokenizer that writes a chat as the family `form` (a key of `FORMS`) does."
     t = train_tokenizer(["Step back, sir.", "Why? I won't step back, sir. OK."] * 9, 320)
-    special = ["<|begin|>", "<|head|>", "<|end_head|>", "<|eot|>", "<|turn|>", "<|end|>", "<|role|>", "<|end_role|>",
-               "<|system|>", "<|user|>", "<|assistant|>"]
+    special = [
+        "<|begin|>", "<|head|>", "<|end_head|>", "<|eot|>", "<|turn|>", "<|end|>", "<|role|>",
+        "<|end_role|>", "<|system|>", "<|user|>", "<|assistant|>"]
     t.add_special_tokens({"additional_special_tokens": special})
     t.chat_template = FORMS[form][0]
     return t
@@ -88,6 +112,7 @@ def sample_tables(scenarios=8):
     scenarios = summarize_scenarios(turns, files)
     pairs = near_duplicates(turns)
     tidy, trace, _ = clean(turns, scenarios)
-    return {"turns": turns, "files": files, "scenarios": scenarios, "duplicates": pairs, "clean_turns": tidy,
-            "trace": trace, "findings": audit(turns, scenarios, pairs), "corpora": describe_corpora(turns, tidy),
-            "platforms": summarize_platforms(scenarios)}
+    return {
+        "turns": turns, "files": files, "scenarios": scenarios, "duplicates": pairs,
+        "clean_turns": tidy, "trace": trace, "findings": audit(turns, scenarios, pairs),
+        "corpora": describe_corpora(turns, tidy), "platforms": summarize_platforms(scenarios)}

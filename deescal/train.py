@@ -20,18 +20,24 @@ def utterance_documents(
     format,     # a ChatFormat
     length,     # tokens a document may have; longer ones are cut into several
 ):
-    "Each message as a document of its own, every token of it a label: dictionaries with input_ids, labels and name."
+    """Each message as a document of its own, every token of it a label: dictionaries
+    with input_ids, labels and name."""
     out = []
     # a tokenizer call each
     for sid, n, role, text in messages.select("scenario_id", "message", "role", "text").iter_rows():
         ids = sum(format.message(role, text), [])
-        out += [{"input_ids": ids[i:i + length], "labels": ids[i:i + length], "name": f"{sid}, message {n}"}
-                for i in range(0, len(ids), length)]
+        out += [
+            {
+                "input_ids": ids[i:i + length],
+                "labels": ids[i:i + length],
+                "name": f"{sid}, message {n}"}
+            for i in range(0, len(ids), length)]
     return out
 
 # %% ../nbs/08c_train.ipynb #quiet
 def quiet():
-    "Leave out what the libraries say on every call: progress of saving a file, hints for other hardware, future names."
+    """Leave out what the libraries say on every call: progress of saving a file, hints for
+    other hardware, future names."""
     import logging, warnings
     for name in ("bitsandbytes", "trl"): logging.getLogger(name).setLevel(logging.ERROR)
     import datasets, transformers
@@ -42,7 +48,8 @@ def quiet():
 
 # %% ../nbs/08c_train.ipynb #one_thread
 def set_threads(source):
-    """One thread for a tiny model: its sums are too small to share, and so its numbers do not depend on the cores.
+    """One thread for a tiny model: its sums are too small to share, and so its
+    numbers do not depend on the cores.
 
     Returns the count."""
     import torch
@@ -51,7 +58,8 @@ def set_threads(source):
 
 # %% ../nbs/08c_train.ipynb #pack
 def pack(documents, length):
-    """Documents in packs of at most `length` tokens, as a `datasets.Dataset`: input_ids, labels, seq_lengths, names.
+    """Documents in packs of at most `length` tokens, as a `datasets.Dataset`:
+    input_ids, labels, seq_lengths, names.
 
     No token is cut or lost: a document longer than `length` is an error."""
     import datasets
@@ -60,10 +68,12 @@ def pack(documents, length):
     long = next((d for d in documents if len(d["input_ids"]) > length), None)
     if long:
         raise DeescalError(
-            f"a document of {len(long['input_ids'])} tokens does not fit into {length}", where=long["name"],
+            f"a document of {len(long['input_ids'])} tokens does not fit into {length}",
+            where=long["name"],
             remedy="this is a fault of the stage that made it: please report it")
-    numbered = [{"input_ids": d["input_ids"], "labels": d["labels"], "number": [i] * len(d["input_ids"])}
-                for i, d in enumerate(documents)]
+    numbered = [
+        {"input_ids": d["input_ids"], "labels": d["labels"], "number": [i] * len(d["input_ids"])}
+        for i, d in enumerate(documents)]
     packed = pack_dataset(datasets.Dataset.from_list(numbered), length, "bfd")
     names = [[documents[n]["name"] for n in dict.fromkeys(numbers)] for numbers in packed["number"]]
     return packed.remove_columns("number").add_column("names", names)
@@ -71,15 +81,21 @@ def pack(documents, length):
 # %% ../nbs/08c_train.ipynb #checkpoint
 def seal_checkpoint(folder):
     "Write the list of a checkpoint's files and their hashes: the last thing that makes it whole."
-    write_text(Path(folder)/"whole.json", json.dumps(
-        {p.name: file_sha256(p) for p in sorted(Path(folder).iterdir()) if p.name != "whole.json"}, indent=1))
+    write_text(
+        Path(folder)/"whole.json",
+        json.dumps(
+            {
+                p.name: file_sha256(p) for p in sorted(Path(folder).iterdir())
+                if p.name != "whole.json"},
+            indent=1))
 
 # %% ../nbs/08c_train.ipynb #last_checkpoint
 def last_whole_checkpoint(
     folder,       # that holds checkpoint-<step> folders
     before=None,  # step that it has to be below: a trainer that resumes at its last step would make one too many
 ):
-    "The latest checkpoint whose files are all there and unchanged, or None; those that cannot be used are removed."
+    """The latest checkpoint whose files are all there and unchanged, or None; those
+    that cannot be used are removed."""
     def step(p): return int(p.name.split("-")[1])
     found = sorted(Path(folder).glob("checkpoint-*"), key=lambda p: -step(p))
     whole = []
@@ -87,7 +103,8 @@ def last_whole_checkpoint(
         try: listed = json.loads((c/"whole.json").read_text())
         except (OSError, ValueError): listed = {}
         late = before is not None and step(c) >= before
-        if listed and not late and all((c/n).is_file() and file_sha256(c/n) == h for n, h in listed.items()):
+        if listed and not late and all(
+            (c/n).is_file() and file_sha256(c/n) == h for n, h in listed.items()):
             whole.append(c)
         else: shutil.rmtree(c)
     return whole[0] if whole else None
@@ -100,8 +117,10 @@ def _callbacks(steps, label):
 
     class Watch(TrainerCallback):
         def on_train_begin(self, args, state, control, **kw):
-            self.bar = tqdm(total=steps, initial=state.global_step, desc=label, unit="step", mininterval=1)
-        def on_step_end(self, args, state, control, **kw): self.bar.update(state.global_step - self.bar.n)
+            self.bar = tqdm(
+                total=steps, initial=state.global_step, desc=label, unit="step", mininterval=1)
+        def on_step_end(self, args, state, control, **kw):
+            self.bar.update(state.global_step - self.bar.n)
         def on_save(self, args, state, control, **kw):
             seal_checkpoint(Path(args.output_dir)/f"checkpoint-{state.global_step}")
         def on_log(self, args, state, control, logs=None, **kw):
@@ -112,7 +131,8 @@ def _callbacks(steps, label):
 
 # %% ../nbs/08c_train.ipynb #trainer
 def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
-    "An `SFTTrainer` for packs made beforehand, which stops at a loss that is not finite and names the documents."
+    """An `SFTTrainer` for packs made beforehand, which stops at a loss that is not
+    finite and names the documents."""
     import torch
     from trl import SFTTrainer
 
@@ -124,9 +144,12 @@ def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
             if not torch.isfinite(value):
                 raise DeescalError(
                     f"the loss is {value.item()} at step {self.state.global_step + 1}",
-                    where="a batch of " + "; ".join(names[:8]) + (
-                        f" and {len(names) - 8} more" if len(names) > 8 else ""),
-                    remedy="lower the learning rate; or look at these documents, and leave out what is no dialogue")
+                    where=(
+                        "a batch of "
+                        + "; ".join(names[:8])
+                        + (f" and {len(names) - 8} more" if len(names) > 8 else "")),
+                    remedy="lower the learning rate; or look at these documents, and leave out "
+                           "what is no dialogue")
             return loss
 
         def prediction_step(self, model, inputs, *args, **kw):
@@ -138,16 +161,18 @@ def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
         def evaluation_loop(self, *args, **kw):
             self.seen = []
             out = super().evaluation_loop(*args, **kw)
-            total = sum(n for _, n in self.seen)  # the mean over tokens, not over packs of unlike size
+            # the mean over tokens, not over packs of unlike size
+            total = sum(n for _, n in self.seen)
             out.metrics[next(k for k in out.metrics if k.endswith("_loss"))] = (
                 sum(s for s, _ in self.seen) / max(total, 1))
             return out
 
     trainer = Trainer(
-        model=model, args=config, train_dataset=packs, eval_dataset=validation, processing_class=tokenizer,
-        peft_config=adapter, callbacks=callbacks)
+        model=model, args=config, train_dataset=packs, eval_dataset=validation,
+        processing_class=tokenizer, peft_config=adapter, callbacks=callbacks)
     collate = trainer.data_collator
-    trainer.data_collator = lambda examples: {**collate(examples), "names": [n for e in examples for n in e["names"]]}
+    trainer.data_collator = lambda examples: {
+        **collate(examples), "names": [n for e in examples for n in e["names"]]}
     return trainer
 
 # %% ../nbs/08c_train.ipynb #train_config
@@ -159,17 +184,20 @@ def _config(folder, settings, large):
     per_device = settings.get("batch_on_device", 1)
     each = settings["report_steps"]
     return SFTConfig(
-        output_dir=str(folder), max_steps=settings["steps"], learning_rate=settings["learning_rate"],
-        per_device_train_batch_size=per_device, per_device_eval_batch_size=per_device,
+        output_dir=str(folder), max_steps=settings["steps"],
+        learning_rate=settings["learning_rate"], per_device_train_batch_size=per_device,
+        per_device_eval_batch_size=per_device,
         gradient_accumulation_steps=max(1, settings["batch"] // per_device),
-        lr_scheduler_type="linear", warmup_steps=max(1, round(0.05 * settings["steps"])), weight_decay=0.01,
-        logging_strategy="steps", eval_strategy="steps", eval_on_start=not settings.get("resume"),
-        save_strategy="steps", logging_steps=each, eval_steps=each, save_steps=each, save_total_limit=3,
-        load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False,
-        prediction_loss_only=True, seed=settings["seed"], data_seed=settings["seed"], full_determinism=False,
-        bf16=gpu and large and torch.cuda.is_bf16_supported(), use_cpu=not gpu, dataloader_pin_memory=gpu,
-        activation_checkpointing=large, padding_free=True, packing=False, max_length=None, remove_unused_columns=False,
-        dataset_kwargs={"skip_prepare_dataset": True}, report_to=[], disable_tqdm=True, log_level="error")
+        lr_scheduler_type="linear", warmup_steps=max(1, round(0.05 * settings["steps"])),
+        weight_decay=0.01, logging_strategy="steps", eval_strategy="steps",
+        eval_on_start=not settings.get("resume"), save_strategy="steps", logging_steps=each,
+        eval_steps=each, save_steps=each, save_total_limit=3, load_best_model_at_end=True,
+        metric_for_best_model="eval_loss", greater_is_better=False, prediction_loss_only=True,
+        seed=settings["seed"], data_seed=settings["seed"], full_determinism=False,
+        bf16=gpu and large and torch.cuda.is_bf16_supported(), use_cpu=not gpu,
+        dataloader_pin_memory=gpu, activation_checkpointing=large, padding_free=True, packing=False,
+        max_length=None, remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
+        report_to=[], disable_tqdm=True, log_level="error")
 
 # %% ../nbs/08c_train.ipynb #train
 def train(
@@ -191,8 +219,8 @@ def train(
     large = model.num_parameters() > 1e8
     resume = last_whole_checkpoint(folder, before=settings["steps"])
     trainer = _trainer(
-        model, tokenizer, packs, validation, _config(folder, settings | {"resume": resume}, large), adapter,
-        _callbacks(settings["steps"], label))
+        model, tokenizer, packs, validation, _config(folder, settings | {"resume": resume}, large),
+        adapter, _callbacks(settings["steps"], label))
     trainer.remove_callback(transformers.PrinterCallback)
     # in bfloat16, which TRL would choose on a quantised base, small steps are lost
     for p in trainer.model.parameters():
@@ -204,12 +232,14 @@ def train(
     state = trainer.state
     rows = [(int(r["step"]), s, float(r[k])) for r in state.log_history
             for k, s in (("loss", "train"), ("eval_loss", "validation")) if k in r]
-    losses = pl.DataFrame(rows, orient="row", schema={"step": pl.Int64, "split": pl.String, "loss": pl.Float64})
+    losses = pl.DataFrame(
+        rows, orient="row", schema={"step": pl.Int64, "split": pl.String, "loss": pl.Float64})
     return trainer.model, losses, state.best_global_step
 
 # %% ../nbs/08c_train.ipynb #full_disk
 def _could_not_write(error):
-    "Whether the error is one of writing a file; torch and safetensors have words of their own for it."
+    """Whether the error is one of writing a file; torch and safetensors
+    have words of their own for it."""
     return isinstance(error, OSError) or any(w in str(error) for w in (
         "No space left", "File too large", "I/O error", "PytorchStreamWriter", "unexpected pos"))
 
@@ -218,7 +248,11 @@ def _full_disk(error, folder):
     "The error to raise where a checkpoint could not be written: it says what is left."
     left = last_whole_checkpoint(folder)
     return DeescalError(
-        f"a checkpoint could not be written: {(str(error) or type(error).__name__).splitlines()[0]}", where=folder,
-        remedy="make room on the disk and run it again: " + (
-            f"it goes on from step {left.name.split('-')[1]}" if left
-            else "no checkpoint was whole yet, so it starts anew"))
+        "a checkpoint could not be written: "
+        f"{(str(error) or type(error).__name__).splitlines()[0]}",
+        where=folder,
+        remedy=(
+            "make room on the disk and run it again: "
+            + (
+                f"it goes on from step {left.name.split('-')[1]}" if left
+                else "no checkpoint was whole yet, so it starts anew")))

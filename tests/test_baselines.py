@@ -26,7 +26,9 @@ def test_the_constant_is_the_best_of_an_exhaustive_search():
         for _ in range(120)]
     tried = sorted(set(refs))
     means = [rouge_l_scores([t] * len(refs), refs).mean() for t in tried]
-    assert rouge_l_scores([best_constant(refs)] * len(refs), refs).mean() == pytest.approx(max(means))
+    assert (
+        rouge_l_scores([best_constant(refs)] * len(refs), refs).mean()
+        == pytest.approx(max(means)))
 
 @pytest.mark.parametrize("replies", [["..."], ["不"], ["word " * 31]])
 def test_replies_that_rouge_cannot_read_are_an_error(replies):
@@ -42,7 +44,9 @@ def test_previous_reply_is_the_civilians_last_one_in_that_scenario():
         ("s1", 1, "Why?", "")]
 
 def test_tfidf_answers_with_the_nearest_training_reply_and_flags_strangers():
-    assert baseline_replies("tfidf", toy_points, toy_messages, 1)["reply"].to_list() == ["No way.", "Dale."]
+    assert (
+        baseline_replies("tfidf", toy_points, toy_messages, 1)["reply"].to_list()
+        == ["No way.", "Dale."])
     m, p = toy_chats(["?!", "Dale."], ["Zebra?", "What?"])
     assert baseline_replies("tfidf", p, m, 1).rows() == [("s1", 0, "", "no_neighbour")]
     m, p = toy_chats(["Your name?", "Dale."], ["Zebra?", "What?"])
@@ -61,7 +65,9 @@ def test_no_system_sees_the_reply_it_is_scored_on(system):
     hidden = m.with_columns(
         text=pl.when((pl.col("scenario_id") == "s1") & (pl.col("message") >= last["message"]))
         .then(pl.lit("SECRET")).otherwise("text"))
-    assert baseline_replies(system, p.with_columns(**secret), hidden, 1).equals(baseline_replies(system, p, m, 1))
+    assert baseline_replies(
+        system, p.with_columns(**secret), hidden, 1).equals(baseline_replies(system, p, m, 1))
 
 def test_an_unknown_system_is_named():
-    with pytest.raises(DeescalError, match="constant"): baseline_replies("konstant", toy_points, toy_messages, 1)
+    with pytest.raises(DeescalError, match="constant"):
+        baseline_replies("konstant", toy_points, toy_messages, 1)

@@ -16,26 +16,35 @@ from deescal.examples import find_points
 def test_toy_points_are_those_that_the_series_would_find(dialogues):
     messages, points = toy_chats(*dialogues)
     full = messages.with_columns(
-        source_role=pl.when(pl.col("role") == "user").then(pl.lit("officer")).otherwise(pl.lit("civilian")))
+        source_role=pl.when(
+            pl.col("role") == "user").then(pl.lit("officer")).otherwise(pl.lit("civilian")))
     split = points.select("scenario_id", "split").unique()
     assert find_points(full, split).equals(points)
 
 def test_a_toy_dialogue_is_the_same_for_the_same_seed_and_keeps_to_its_words():
     said = toy_dialogue(random.Random(5), 30, longest=4)
-    assert said == toy_dialogue(random.Random(5), 30, longest=4) != toy_dialogue(random.Random(6), 30, longest=4)
+    assert (
+        said
+        == toy_dialogue(random.Random(5), 30, longest=4)
+        != toy_dialogue(random.Random(6), 30, longest=4))
     assert [i for i, _, _ in said] == list(range(30)) and all(1 <= len(t.split()) <= 5 for _, _, t in said)
     assert {w for _, _, t in said for w in t.split()} <= set(TOY_WORDS)
 
 # %% ../nbs/08a_toys.ipynb #forms_test
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_writes_each_turn_once_and_only_one_has_no_system_prompt(form):
-    t, chat = tokenizer_like(form), [{"role": "user", "content": "Step back."}, {"role": "assistant", "content": "No!"}]
+    t, chat = (
+        tokenizer_like(form),
+        [{"role": "user", "content": "Step back."}, {"role": "assistant", "content": "No!"}])
     text = t.apply_chat_template(chat, tokenize=False)
-    assert text.count("Step back.") == 1 == text.count("No!") and text.index("Step") < text.index("No!")
+    assert (
+        text.count("Step back.") == 1 == text.count("No!")
+        and text.index("Step") < text.index("No!"))
     told = [{"role": "system", "content": "Be calm."}, *chat]
     if FORMS[form][1]: assert t.apply_chat_template(told, tokenize=False).count("Be calm.") == 1
     else:
-        with pytest.raises(Exception, match="System role"): t.apply_chat_template(told, tokenize=False)
+        with pytest.raises(Exception, match="System role"):
+            t.apply_chat_template(told, tokenize=False)
 
 # %% ../nbs/08a_toys.ipynb #sample_tables_test
 def test_toy_tables_have_the_columns_that_the_stages_declare():

@@ -15,27 +15,43 @@ from deescal.engine.files import project_root
 
 # %% ../nbs/08c_train.ipynb #train_setup
 def toy_training(
-    folder, steps=6, report_steps=2, seed=1, texts=("Step back, sir.", "Why? I won't.", "Calm down.", "No!"),
+    folder, steps=6, report_steps=2, seed=1,
+    texts=("Step back, sir.", "Why? I won't.", "Calm down.", "No!"),
 ):
     "A tiny model trained on a few utterances: what `train` returns, and the tokenizer."
     t = train_tokenizer(list(texts) * 5, 300)
     messages = pl.DataFrame({
-        "scenario_id": "s", "message": range(4 * len(texts)), "role": ["user", "assistant"] * (2 * len(texts)),
+        "scenario_id": "s",
+        "message": range(4 * len(texts)),
+        "role": ["user", "assistant"] * (2 * len(texts)),
         "text": list(texts) * 4})
     documents = utterance_documents(messages, ChatFormat(t), 48)
-    settings = {"steps": steps, "batch": 2, "learning_rate": 0.003, "report_steps": report_steps, "seed": seed}
-    return train(tiny_model(t, 1, 64, 48, seed), t, pack(documents, 48), pack(documents[:4], 48), folder, settings), t
+    settings = {
+        "steps": steps, "batch": 2, "learning_rate": 0.003, "report_steps": report_steps,
+        "seed": seed}
+    return (
+        train(
+            tiny_model(t, 1, 64, 48, seed), t, pack(documents, 48), pack(documents[:4], 48), folder,
+            settings),
+        t)
 
 # %% ../nbs/08c_train.ipynb #pack_test
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20))
 @settings(max_examples=30)
 def test_packing_keeps_every_document_whole(sizes):
-    docs = [{"input_ids": [i] * n, "labels": [-100] * (n - 1) + [i], "name": str(i)} for i, n in enumerate(sizes)]
+    docs = [
+        {"input_ids": [i] * n, "labels": [-100] * (n - 1) + [i], "name": str(i)}
+        for i, n in enumerate(sizes)]
     packs = pack(docs, 12)
-    assert all(len(p["input_ids"]) <= 12 and sum(p["seq_lengths"]) == len(p["input_ids"]) for p in packs)
-    assert sorted(i for p in packs for i in p["input_ids"]) == sorted(i for d in docs for i in d["input_ids"])
+    assert all(
+        len(p["input_ids"]) <= 12 and sum(p["seq_lengths"]) == len(p["input_ids"]) for p in packs)
+    assert (
+        sorted(i for p in packs for i in p["input_ids"])
+        == sorted(i for d in docs for i in d["input_ids"]))
     for p in packs:
-        assert [n for k, n in zip(p["seq_lengths"], p["names"]) for _ in range(k)] == [str(i) for i in p["input_ids"]]
+        assert (
+            [n for k, n in zip(p["seq_lengths"], p["names"]) for _ in range(k)]
+            == [str(i) for i in p["input_ids"]])
 
 def test_a_document_that_does_not_fit_is_an_error():
     with pytest.raises(DeescalError, match="s1, window 3"):
@@ -52,7 +68,10 @@ def checkpoint(folder, step, seal=True):
 
 def test_only_a_whole_checkpoint_is_used(tmp_path):
     assert last_whole_checkpoint(tmp_path) is None
-    nine, ten, unsealed = checkpoint(tmp_path, 9), checkpoint(tmp_path, 10), checkpoint(tmp_path, 11, seal=False)
+    nine, ten, unsealed = (
+        checkpoint(tmp_path, 9),
+        checkpoint(tmp_path, 10),
+        checkpoint(tmp_path, 11, seal=False))
     assert last_whole_checkpoint(tmp_path) == ten and not unsealed.exists()
     last = checkpoint(tmp_path, 12)
     assert last_whole_checkpoint(tmp_path, before=12) == ten and not last.exists()
@@ -86,12 +105,16 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path):
         t.toy_training(sys.argv[1])"""
     for kill_at in (2, 4):
         folder = tmp_path/str(kill_at)
-        r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(folder), str(kill_at)], cwd=project_root(),
-                           capture_output=True, text=True)
+        r = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code), str(folder), str(kill_at)],
+            cwd=project_root(),
+            capture_output=True,
+            text=True)
         assert r.returncode == -9, r.stderr[-2000:]
         (again, losses_again, _), _ = toy_training(folder)
         assert losses_again.equals(losses)
-        for k, w in weights(model).items(): assert torch.equal(w, again.state_dict()[k]), (kill_at, k)
+        for k, w in weights(model).items():
+            assert torch.equal(w, again.state_dict()[k]), (kill_at, k)
 
 # %% ../nbs/08c_train.ipynb #train_loss_test
 def test_the_validation_loss_is_a_mean_over_tokens(tmp_path):
@@ -99,13 +122,20 @@ def test_the_validation_loss_is_a_mean_over_tokens(tmp_path):
     t = train_tokenizer(["Step back, sir."] * 5, 300)
     model, form = tiny_model(t, 1, 64, 48, 1), ChatFormat(t)
     m = pl.DataFrame({
-        "scenario_id": "s", "message": range(9), "role": "user", "text": ["Step back, sir. " * 2] * 8 + ["Zoë?"]})
+        "scenario_id": "s",
+        "message": range(9),
+        "role": "user",
+        "text": ["Step back, sir. " * 2] * 8 + ["Zoë?"]})
     packs = pack(utterance_documents(m, form, 48), 48)
     sizes = [sum(x != -100 for x in p["labels"]) for p in packs]
     assert len(set(sizes)) > 1, "packs of unlike size"
     with torch.no_grad():
-        logp = [(-torch.log_softmax(model(input_ids=torch.tensor([d["input_ids"]])).logits[0, :-1], -1)
-                 .gather(1, torch.tensor(d["labels"])[1:, None])) for d in utterance_documents(m, form, 48)]
+        logp = [
+            (
+                -torch.log_softmax(
+                    model(input_ids=torch.tensor([d["input_ids"]])).logits[0, :-1],
+                    -1).gather(1, torch.tensor(d["labels"])[1:, None]))
+            for d in utterance_documents(m, form, 48)]
     expected = float(torch.cat(logp).mean())
     settings = {"steps": 1, "batch": 1, "learning_rate": 0.001, "report_steps": 1, "seed": 1}
     _, losses, _ = train(model, t, packs, packs, tmp_path, settings)
@@ -118,11 +148,16 @@ def test_a_loss_that_is_no_number_stops_and_names_the_documents(tmp_path):
     model = tiny_model(t, 1, 64, 48, 1)
     with torch.no_grad(): model.model.embed_tokens.weight[t("z")["input_ids"][0]] = float("nan")
     messages = pl.DataFrame({
-        "scenario_id": ["good", "bad"], "message": [0, 7], "role": ["user", "assistant"], "text": ["Hi.", "z"]})
+        "scenario_id": ["good", "bad"],
+        "message": [0, 7],
+        "role": ["user", "assistant"],
+        "text": ["Hi.", "z"]})
     packs = pack(utterance_documents(messages, ChatFormat(t), 48), 48)
     settings = {"steps": 2, "batch": 1, "learning_rate": 0.001, "report_steps": 1, "seed": 1}
     with pytest.raises(DeescalError) as e: train(model, t, packs, packs, tmp_path, settings)
-    assert "loss is nan at step 1" in str(e.value) and "bad, message 7" in str(e.value) and "remedy" in str(e.value)
+    assert (
+        "loss is nan at step 1" in str(e.value) and "bad, message 7" in str(e.value)
+        and "remedy" in str(e.value))
 
 def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint_whole(tmp_path):
     code = """
@@ -137,10 +172,14 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint_whole(tmp_path):
         b.seal_checkpoint = then_full
         try: t.toy_training(sys.argv[1])
         except b.DeescalError as e: print(e)"""
-    r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path/"f")], cwd=project_root(),
-                       capture_output=True, text=True)
-    assert "a checkpoint could not be written" in r.stdout and "it goes on from step 2" in r.stdout, \
-        r.stdout + r.stderr[-3000:]
+    r = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path/"f")],
+        cwd=project_root(),
+        capture_output=True,
+        text=True)
+    assert (
+        "a checkpoint could not be written" in r.stdout
+        and "it goes on from step 2" in r.stdout), r.stdout + r.stderr[-3000:]
     assert last_whole_checkpoint(tmp_path/"f").name == "checkpoint-2"
     (_, losses, _), _ = toy_training(tmp_path/"f")
     (_, unbroken, _), _ = toy_training(tmp_path/"g")
