@@ -34,7 +34,10 @@ class AudioError(InputError):
     def __init__(self, reason, where, remedy="", detail=""):
         self.reason = reason
         super().__init__(
-            AUDIO_FAULTS[reason] + detail, where=where, remedy=remedy or "fetch the clip again, or leave it out")
+            AUDIO_FAULTS[reason] + detail,
+            where=where,
+            remedy=remedy or "fetch the clip again, or leave it out",
+        )
 
 # %% ../nbs/01a_audio.ipynb #find_ffmpeg
 CLIP_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,ogg,flac,wav,mp3,aac,avi,mpegts,flv"
@@ -79,12 +82,14 @@ def decode_audio(
     "The sound of a clip: 16,000 samples a second, one channel, float32 in -1..1. `AudioError` with a reason."
     declared = declared_seconds(path)
     remedy = "raise the parameter max_s"
-    if declared and declared > max_s: raise AudioError("too_long", path, remedy, f": {declared:.0f} s")
+    if declared and declared > max_s:
+        raise AudioError("too_long", path, remedy, f": {declared:.0f} s")
     out = _ffmpeg(path, "-v", "error", "-map", "0:a:0", "-t", str(max_s + 1), "-ac", "1", "-ar", str(SAMPLE_RATE),
                   "-f", "f32le", "-", timeout_s=timeout_s)
     samples = np.frombuffer(out.stdout[:len(out.stdout) // 4 * 4], "<f4")
     seconds = len(samples) / SAMPLE_RATE
-    if not len(samples): raise AudioError("unreadable_clip" if out.returncode else "empty_clip", path)
+    if not len(samples):
+        raise AudioError("unreadable_clip" if out.returncode else "empty_clip", path)
     if seconds > max_s: raise AudioError("too_long", path, remedy)
     if declared and seconds < declared - max(1.0, 0.05 * declared):
         raise AudioError("truncated_clip", path, detail=f": {seconds:.1f} of {declared:.1f} s")
@@ -98,7 +103,9 @@ def _detector():
     import onnxruntime
     spec = find_spec("silero_vad")
     if spec is None:
-        raise InputError("no voice detector", where="package silero-vad", remedy="pip install silero-vad")
+        raise InputError(
+            "no voice detector", where="package silero-vad", remedy="pip install silero-vad"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     path = Path(spec.submodule_search_locations[0])/"data"/"silero_vad_16k_sequence.onnx"
@@ -115,7 +122,9 @@ def speech_probability(
     out = []
     for first in range(0, len(frames), _BLOCK):  # a loop: each block starts from the memory of the one before
         block = np.ascontiguousarray(frames[first:first + _BLOCK])
-        found, hidden, cell = _detector().run(["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell})
+        found, hidden, cell = _detector().run(
+            ["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell}
+        )
         out.append(found.ravel())
     return np.concatenate(out)
 
@@ -160,7 +169,11 @@ def plant_silence(
     loudness=0.0006, # its root mean square
 ):
     "`samples` with near-silence put in at `at_s`: (n + 16,000 * seconds,) float32."
-    quiet = np.random.default_rng(seed).normal(0, loudness, round(seconds * SAMPLE_RATE)).astype(np.float32)
+    quiet = (
+        np.random.default_rng(seed)
+        .normal(0, loudness, round(seconds * SAMPLE_RATE))
+        .astype(np.float32)
+    )
     at = round(at_s * SAMPLE_RATE)
     return np.concatenate([samples[:at], quiet, samples[at:]])
 
@@ -170,7 +183,9 @@ def planted_share(
 ):
     "Share of the planted seconds on which there is text, 0 to 1; what overlaps counts once."
     last = at_s + seconds
-    spans = sorted((max(a, at_s), min(b, last)) for a, b in zip(start, end) if a < last and b > at_s)
+    spans = sorted(
+        (max(a, at_s), min(b, last)) for a, b in zip(start, end) if a < last and b > at_s
+    )
     covered, reach = 0.0, at_s
     for a, b in spans:  # a loop over few spans: each may reach into the next
         covered += max(0.0, b - max(a, reach))

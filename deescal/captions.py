@@ -51,11 +51,15 @@ def parse_captions(text, where="captions"):
         head, *lines = block.strip("\n").split("\n")
         if "-->" not in head: continue
         times = _TIMES.match(head)
-        start, end = (_seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])) if times else (1.0, 0.0)
+        start, end = (
+            (_seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])) if times else (1.0, 0.0)
+        )
         if end < start: broken += 1
         else: rows.append((start, end, lines))
     if not rows: raise CaptionError("captions_unreadable", where)
-    return pl.DataFrame(rows, schema=CAPTIONS, orient="row").sort("start_s", maintain_order=True), broken
+    return pl.DataFrame(rows, schema=CAPTIONS, orient="row").sort(
+        "start_s", maintain_order=True
+    ), broken
 
 # %% ../nbs/01b_captions.ipynb #unroll
 def _shown(lines): return [words for line in lines if (words := plain_line(line))]
@@ -76,7 +80,9 @@ def unroll(cues):
     rolls = sum(0 < k < len(lines) and g < 0.5 for k, lines, g in zip(again, shown, gap))
     if 4 * rolls < len(cues): return cues
     kept = [[x for x in lines if plain_line(x)][k:] for lines, k in zip(cues["lines"], again)]
-    return cues.with_columns(lines=pl.Series(kept, dtype=pl.List(pl.String))).filter(pl.col("lines").list.len() > 0)
+    return cues.with_columns(lines=pl.Series(kept, dtype=pl.List(pl.String))).filter(
+        pl.col("lines").list.len() > 0
+    )
 
 # %% ../nbs/01b_captions.ipynb #cue_words
 _STAMP = re.compile(rf"<{_CLOCK}>")
@@ -117,14 +123,18 @@ def read_captions(path, max_bytes=MAX_CAPTION_BYTES):
     path = Path(path)
     if not path.is_file(): raise CaptionError("no_captions", path)
     if path.stat().st_size > max_bytes:
-        raise CaptionError("captions_too_large", path, detail=f": {path.stat().st_size / 1e6:.0f} MB")
+        raise CaptionError(
+            "captions_too_large", path, detail=f": {path.stat().st_size / 1e6:.0f} MB"
+        )
     cues, broken = parse_captions(decode_text(path.read_bytes()), path)
     return unroll(cues), broken
 
 def find_captions(clip, language="en"):
     "The file of captions beside a clip: `<clip>.<language>.vtt` or `.srt`, else `<clip>.vtt`; None if there is none."
     stem = Path(clip).with_suffix("")
-    names = [f"{stem}.{middle}{suffix}" for middle in (f"{language}.", "") for suffix in ("vtt", "srt")]
+    names = [
+        f"{stem}.{middle}{suffix}" for middle in (f"{language}.", "") for suffix in ("vtt", "srt")
+    ]
     return next((Path(n) for n in names if Path(n).is_file()), None)
 
 # %% ../nbs/01b_captions.ipynb #fetch_captions
@@ -154,4 +164,6 @@ def fetch_captions(platform_id, session, languages=("en",)):
         raise CaptionError("captions_failed", f"captions of {platform_id}") from None
     rows = [(s.start, s.start + s.duration, [s.text]) for s in found.snippets]
     if not rows: raise CaptionError("no_captions", f"captions of {platform_id}")
-    return unroll(pl.DataFrame(rows, schema=CAPTIONS, orient="row").sort("start_s")), found.language_code
+    return unroll(
+        pl.DataFrame(rows, schema=CAPTIONS, orient="row").sort("start_s")
+    ), found.language_code

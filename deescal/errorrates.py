@@ -30,8 +30,12 @@ def normalise_words(
         raise DeescalError(f"no normaliser {normaliser!r}", where="normaliser",
                            remedy=f"choose {' or '.join(NORMALISERS)}")
     if normaliser == "whisper-english":
-        return [[w for w in _whisper_english()(t).split() if any(map(str.isalnum, w))] for t in texts]
-    plain = pl.Series(texts, dtype=pl.String).str.to_lowercase().str.replace_all("’", "'", literal=True)
+        return [
+            [w for w in _whisper_english()(t).split() if any(map(str.isalnum, w))] for t in texts
+        ]
+    plain = (
+        pl.Series(texts, dtype=pl.String).str.to_lowercase().str.replace_all("’", "'", literal=True)
+    )
     return plain.str.extract_all(r"[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*").to_list()
 
 # %% ../nbs/01c_errorrates.ipynb #turn_errors
@@ -42,7 +46,10 @@ def _charge(owner, alignment, n):
         if chunk.type == "insert":
             at = owner[max(chunk.ref_start_idx - 1, 0)]
             counts[at, 3] += chunk.hyp_end_idx - chunk.hyp_start_idx
-        else: np.add.at(counts[:, column[chunk.type]], owner[chunk.ref_start_idx:chunk.ref_end_idx], 1)
+        else:
+            np.add.at(
+                counts[:, column[chunk.type]], owner[chunk.ref_start_idx : chunk.ref_end_idx], 1
+            )
     return counts
 
 def turn_errors(
@@ -54,12 +61,18 @@ def turn_errors(
 
     Sums over the turns are those of the whole clip."""
     import jiwer
-    said, heard = normalise_words(turns["text"], normaliser), normalise_words([transcript], normaliser)[0]
+    said, heard = (
+        normalise_words(turns["text"], normaliser),
+        normalise_words([transcript], normaliser)[0],
+    )
     owner = np.repeat(np.arange(len(said)), [len(w) for w in said])
     if len(owner):
-        alignment = jiwer.process_words(" ".join(w for words in said for w in words), " ".join(heard)).alignments[0]
+        alignment = jiwer.process_words(
+            " ".join(w for words in said for w in words), " ".join(heard)
+        ).alignments[0]
         counts = _charge(owner, alignment, len(turns))
-    else: counts = np.zeros((len(turns), 4), int)
+    else:
+        counts = np.zeros((len(turns), 4), int)
     names = ("hits", "substitutions", "deletions", "insertions")
     return turns.with_columns(
         pl.Series("words", [len(w) for w in said], dtype=pl.Int64),
@@ -71,9 +84,15 @@ def error_rates(
     by="role",
 ):
     "Word error rate by group: `by`, the four sums, and `word_error_rate` (insertions can take it above 1)."
-    sums = counts.group_by(by).agg(pl.col("words", "substitutions", "deletions", "insertions").sum()).sort(by)
+    sums = (
+        counts.group_by(by)
+        .agg(pl.col("words", "substitutions", "deletions", "insertions").sum())
+        .sort(by)
+    )
     errors = pl.col("substitutions") + pl.col("deletions") + pl.col("insertions")
-    return sums.with_columns(word_error_rate=pl.when(pl.col("words") > 0).then(errors / pl.col("words")))
+    return sums.with_columns(
+        word_error_rate=pl.when(pl.col("words") > 0).then(errors / pl.col("words"))
+    )
 
 # %% ../nbs/01c_errorrates.ipynb #speaker_errors
 def speaker_errors(
@@ -85,8 +104,12 @@ def speaker_errors(
     insertions). Speakers of the hypothesis that match nobody stand under role `nobody`. Their sums give the cpWER."""
     from meeteval.wer import cp_word_error_rate
     def joined(turns):
-        words = turns.with_columns(text=pl.Series([" ".join(w) for w in normalise_words(turns["text"], normaliser)]))
-        return dict(words.group_by("speaker", maintain_order=True).agg(pl.col("text").str.join(" ")).rows())
+        words = turns.with_columns(
+            text=pl.Series([" ".join(w) for w in normalise_words(turns["text"], normaliser)])
+        )
+        return dict(
+            words.group_by("speaker", maintain_order=True).agg(pl.col("text").str.join(" ")).rows()
+        )
     said, heard = joined(reference), joined(hypothesis)
     roles = dict(reference.select("speaker", "role").rows())
     pairs = cp_word_error_rate(reference=said, hypothesis=heard).assignment

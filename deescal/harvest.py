@@ -40,8 +40,9 @@ def channel_table(listed, outcomes):
         reason=pl.when(pl.col("reason") != "").then("reason"))
     return listed.drop("platform_id", "reason").join(outcomes, on="line")
 
+# %% ../nbs/01_harvest.ipynb #found_of
 def found_of(listed, rows):
-    "The table `channels` of a source that is read and not asked: a channel's videos are those that name it."
+    "The table `channels` of a source that is read: a channel's videos are the rows that name it."
     single = pl.col("kind") == "video"
     by_name = rows.group_by("platform", "channel").agg(pl.len().cast(pl.Int64).alias("named"))
     by_id = rows.group_by("platform", "platform_id").agg(pl.len().cast(pl.Int64).alias("single"))
@@ -50,7 +51,9 @@ def found_of(listed, rows):
     videos = pl.when(single).then("single").otherwise("named").fill_null(0)
     status = (pl.when(pl.col("reason").is_not_null()).then(pl.lit("rejected"))
               .when(videos == 0).then(pl.lit("empty")).otherwise(pl.lit("ok")))
-    return both.select("line", "platform", "channel", "kind", "url", status=status, reason="reason", videos=videos)
+    return both.select(
+        "line", "platform", "channel", "kind", "url", status=status, reason="reason", videos=videos
+    )
 
 # %% ../nbs/01_harvest.ipynb #source_readers
 def from_archive(folder, listed):
@@ -61,19 +64,26 @@ def from_archive(folder, listed):
 def from_released(path, listed):
     "A `Source` from the released video list; `InputError` where there is none."
     if not Path(path).is_file():
-        raise InputError("no released video list", where=path, remedy="name the CSV file: harvest.released")
+        raise InputError(
+            "no released video list", where=path, remedy="name the CSV file: harvest.released"
+        )
     rows, rejects, count = read_video_list(Path(path).read_bytes(), Path(path).name)
     return Source(rows, rejects, count, found_of(listed, rows))
 
 # %% ../nbs/01_harvest.ipynb #network
-def from_network(listed, folder, platforms, partial=False, audio=False, per_hour=300, sleep_s=1.0, limit=0,
-                 loopback="", forgotten=None):
+def from_network(
+    listed, folder, platforms, partial=False, audio=False, per_hour=300, sleep_s=1.0, limit=0,
+    loopback="", forgotten=None,
+):
     """A `Source` from the platforms that are switched on; what is learnt is kept in `folder`.
 
-    `RateLimited` where a platform asks us to wait, unless `partial`; `InputError` where none is switched on."""
+    `RateLimited` where one asks us to wait, unless `partial`; `InputError` where none is on."""
     if not platforms:
-        raise InputError("no platform is switched on", where="harvest.youtube, harvest.tiktok, harvest.facebook",
-                         remedy="read a platform's terms, then set it to true")
+        raise InputError(
+            "no platform is switched on",
+            where="harvest.youtube, harvest.tiktok, harvest.facebook",
+            remedy="read a platform's terms, then set it to true",
+        )
     done = harvest_network(listed, folder, platforms, per_hour, sleep_s, limit, loopback, forgotten)
     if done.stopped and not partial: raise done.stopped
     rows, rejects = rows_and_rejects(done.records, [])
@@ -81,56 +91,90 @@ def from_network(listed, folder, platforms, partial=False, audio=False, per_hour
     wanted = rows.filter(pl.col("status") == "ok", ~pl.col("video_id").is_in(list(gone))).select(
         "platform", "platform_id").unique(maintain_order=True)
     no_clip = {}
-    if audio and done.stopped: no_clip = {video_key(*v): "rate_limited" for v in wanted.rows()}
+    if audio and done.stopped:
+        no_clip = {video_key(*v): "rate_limited" for v in wanted.rows()}
     elif audio:
-        fetched = fetch_audio(wanted.rows(), Path(folder)/"audio", platforms, per_hour, sleep_s, loopback, partial)
+        fetched = fetch_audio(
+            wanted.rows(), Path(folder)/"audio", platforms, per_hour, sleep_s, loopback, partial
+        )
         no_clip = {video: why for video, why in fetched.items() if isinstance(why, str)}
-    return Source(rows, rejects, sum(videos for *_, videos in done.channels), channel_table(listed, done.channels),
-                  no_clip)
+    return Source(
+        rows, rejects, sum(videos for *_, videos in done.channels),
+        channel_table(listed, done.channels), no_clip)
 
 # %% ../nbs/01_harvest.ipynb #clips
-_CLIP_KINDS = (".ogg", ".opus", ".flac", ".wav", ".mp3", ".m4a", ".aac", ".webm", ".mp4", ".mkv", ".mov")
+_CLIP_KINDS = (
+    ".ogg", ".opus", ".flac", ".wav", ".mp3", ".m4a", ".aac", ".webm", ".mp4", ".mkv", ".mov")
 
 def find_clips(folders, root):
-    "Audio and video files of `folders` by the `video_id` they are called by: video_id, clip (from `root`), hashes."
-    paths = [p for f in folders if Path(f).is_dir() for p in sorted(Path(f).iterdir()) if p.is_file()]
-    rows = {p.stem: os.path.relpath(p, root) for p in reversed(paths) if p.suffix.lower() in _CLIP_KINDS}
-    clips = pl.DataFrame(list(rows.items()), schema={"video_id": pl.String, "clip": pl.String}, orient="row")
+    "Audio and video files of `folders`: video_id (their name), clip (path below `root`), hashes."
+    paths = [
+        p for f in folders if Path(f).is_dir() for p in sorted(Path(f).iterdir()) if p.is_file()
+    ]
+    rows = {
+        p.stem: os.path.relpath(p, root) for p in reversed(paths) if p.suffix.lower() in _CLIP_KINDS
+    }
+    clips = pl.DataFrame(
+        list(rows.items()), schema={"video_id": pl.String, "clip": pl.String}, orient="row"
+    )
     return clips.with_columns(*clip_hashes([Path(root)/c for c in clips["clip"]]))
 
 def clip_hashes(clips):
-    "Columns `clip_sha256`, of each of the files `clips`, and `captions_sha256`, of captions beside it, or null."
+    "Columns `clip_sha256` of the files `clips`, and `captions_sha256` of captions beside, or null."
     beside = {}
-    for path in sorted(p for f in {c.parent for c in clips} for p in f.iterdir() if p.suffix in (".vtt", ".srt")):
+    for path in sorted(
+            p for f in {c.parent for c in clips} for p in f.iterdir()
+            if p.suffix in (".vtt", ".srt")):
         for stem in {path.stem, path.stem.rpartition(".")[0]}:  # with and without a language
             beside.setdefault(path.parent/stem, []).append([path.name, path_sha256(path)])
-    captions = [digest(beside[c.with_suffix("")]) if c.with_suffix("") in beside else None for c in clips]
+    captions = [
+        digest(beside[c.with_suffix("")]) if c.with_suffix("") in beside else None for c in clips
+    ]
     return (pl.Series("clip_sha256", [path_sha256(c) for c in clips], dtype=pl.String),
             pl.Series("captions_sha256", captions, dtype=pl.String))
 
+# %% ../nbs/01_harvest.ipynb #harvest_tables
 def harvest_tables(found, source, clips):
     "The tables `videos`, `channels` and `harvest_rejects` of a `Source`; one row a video."
     kept, again = drop_duplicates(found.rows)
-    no_clip = pl.DataFrame(list(found.no_clip.items()), schema={"video_id": pl.String, "clip_reason": pl.String},
-                           orient="row")
+    no_clip = pl.DataFrame(
+        list(found.no_clip.items()),
+        schema={"video_id": pl.String, "clip_reason": pl.String},
+        orient="row",
+    )
     videos = kept.drop("file", "line", "row_sha256").join(clips, on="video_id", how="left").join(
         no_clip, on="video_id", how="left").with_columns(
         clip_reason=pl.when(pl.col("clip").is_null()).then("clip_reason"), source=pl.lit(source))
-    return {"videos": videos, "channels": found.channels, "harvest_rejects": pl.concat([found.rejects, again])}
+    return {
+        "videos": videos,
+        "channels": found.channels,
+        "harvest_rejects": pl.concat([found.rejects, again]),
+    }
 
+# %% ../nbs/01_harvest.ipynb #harvest_accounting
 def harvest_accounting(count, tables, forgotten=0):
-    "Records in, kept, repaired and rejected by reason; channels and captions likewise (table `accounting`)."
+    "Records in, kept, repaired, rejected by reason; channels and captions too: `accounting`."
     def counts(df, by): return dict(df.group_by(by).len().sort(by).rows())
-    mended = tables["videos"].select(pl.col("repairs").str.split("; ").alias("repair")).explode("repair").filter(
-        pl.col("repair") != "")
+    mended = (
+        tables["videos"]
+        .select(pl.col("repairs").str.split("; ").alias("repair"))
+        .explode("repair")
+        .filter(pl.col("repair") != "")
+    )
     lost = tables["channels"].filter(status="rejected")
-    cells = tables["videos"].filter(~pl.col("caption_reason").fill_null("").is_in(["empty", "not_in_source"]))
+    cells = tables["videos"].filter(
+        ~pl.col("caption_reason").fill_null("").is_in(["empty", "not_in_source"])
+    )
     nulled = counts(cells.drop_nulls("caption_reason"), "caption_reason")
     return pl.concat([
-        account("harvest", "record", count, len(tables["videos"]), counts(tables["harvest_rejects"], "reason")
-                | ({"forgotten": forgotten} if forgotten else {}), counts(mended, "repair")),
-        account("harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost),
-                counts(lost, "reason")),
+        account(
+            "harvest", "record", count, len(tables["videos"]),
+            counts(tables["harvest_rejects"], "reason") | (
+                {"forgotten": forgotten} if forgotten else {}),
+            counts(mended, "repair")),
+        account(
+            "harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost),
+            counts(lost, "reason")),
         account("harvest", "caption", len(cells), cells["caption"].count(), nulled)])
 
 # %% ../nbs/01_harvest.ipynb #forgotten
@@ -144,10 +188,14 @@ def leave_out_forgotten(found, run):
 
 def listed_still(listed, run):
     "The list of channels without single videos that were forgotten."
-    keys = [video_key(*v) if all(v) else None for v in listed.select("platform", "platform_id").rows()]
-    return without_forgotten(listed.with_columns(video_id=pl.Series(keys, dtype=pl.String)), run).drop("video_id")
+    keys = [
+        video_key(*v) if all(v) else None for v in listed.select("platform", "platform_id").rows()
+    ]
+    return without_forgotten(
+        listed.with_columns(video_id=pl.Series(keys, dtype=pl.String)), run
+    ).drop("video_id")
 
-# %% ../nbs/01_harvest.ipynb #facts
+# %% ../nbs/01_harvest.ipynb #source_facts
 def switched_on(params):
     "The platforms that the parameters switch on."
     return [p for p in TERMS if params[p]]
@@ -160,16 +208,23 @@ def _source_facts(p, path):
         yield "MISSING", "released video list", "name the file: harvest.released"
     if p["videos_from"] == "network":
         if not switched_on(p):
-            yield "MISSING", "a platform to harvest", "read its terms, then set harvest.youtube (tiktok, facebook)"
-        for name in switched_on(p): yield "ok", f"harvest from {name}", f"switched on: its terms apply, {TERMS[name]}"
+            yield (
+                "MISSING",
+                "a platform to harvest",
+                "read its terms, then set harvest.youtube (tiktok, facebook)",
+            )
+        for name in switched_on(p):
+            yield "ok", f"harvest from {name}", f"switched on: its terms apply, {TERMS[name]}"
 
+# %% ../nbs/01_harvest.ipynb #facts
 def facts(job):
     "What `make check` says of the harvest: (state, what, remark)."
     said = list(_source_facts(job.params, job.run.path))
     if job.params["videos_from"] != "network" or not job.params["youtube"]: return said
     found = js_runtime()
     return said + [("ok", f"JavaScript runtime for YouTube: {found}", "") if found else (
-        "optional", "JavaScript runtime not found", "YouTube wants one: install deno (2.3 or newer) or node (22)")]
+        "optional", "JavaScript runtime not found",
+        "YouTube wants one: install deno (2.3 or newer) or node (22)")]
 
 # %% ../nbs/01_harvest.ipynb #egress
 def egress(job):

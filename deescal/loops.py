@@ -27,20 +27,30 @@ def _word_codes(turns):
     "Words as numbers, turn after turn: (position of the turn in `turns`, hash of the word without case), two arrays."
     plain = pl.col("text").str.replace_all("’", "'", literal=True).str.to_lowercase()
     w = (
-        turns.select(plain.str.extract_all(r"[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*").alias("word")).with_row_index("at")
-        .explode("word").drop_nulls())
+        turns.select(plain.str.extract_all(r"[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*").alias("word"))
+        .with_row_index("at")
+        .explode("word")
+        .drop_nulls()
+    )
     return w["at"].to_numpy(), w.select(pl.col("word").hash(seed=0)).to_series().to_numpy()
 
 def _is_loop(surplus, period, rate):
     "Whether a stretch is the decoder's and no person's. `rate` is words a second, NaN where unknown."
     slow = rate < SPOKEN
     if surplus < max(45, 2 * period): return False
-    return surplus >= 200 or (not slow and (surplus >= 100 or surplus >= 39 * period)) or rate > FASTEST
+    return (
+        surplus >= 200
+        or (not slow and (surplus >= 100 or surplus >= 39 * period))
+        or rate > FASTEST
+    )
 
 # %% ../nbs/01d_loops.ipynb #runs
 def _equal_runs(group, code, period, shortest):
     "Stretches where code[i] == code[i - period] within one group: arrays of (first i, length), of at least `shortest`."
-    equal = np.flatnonzero((code[period:] == code[:-period]) & (group[period:] == group[:-period])) + period
+    equal = (
+        np.flatnonzero((code[period:] == code[:-period]) & (group[period:] == group[:-period]))
+        + period
+    )
     if len(equal) < shortest: return np.empty((0, 2), int)
     breaks = np.flatnonzero(np.diff(equal) > 1) + 1
     first, last = equal[np.r_[0, breaks]], equal[np.r_[breaks - 1, len(equal) - 1]]
@@ -71,10 +81,13 @@ def _loops_inside(turns):
         i = int(at[first])
         if not _is_loop(length, p, rate[i]): continue
         if i not in spans: spans[i] = [m.span() for m in _WORD.finditer(text[i])]
-        if len(spans[i]) != begin[i + 1] - begin[i]: continue  # the two word counters disagree: leave it to characters
+        if len(spans[i]) != begin[i + 1] - begin[i]:
+            continue  # the two word counters disagree: leave it to characters
         a, b = spans[i][first - begin[i]][0], spans[i][first - begin[i] + length - 1][1]
         b = _AFTER.match(text[i], b).end()
-        rows.append((ids[i], numbers[i], "inside", p, (length + p) // p, len(text[i][a:b].split()), a, b))
+        rows.append(
+            (ids[i], numbers[i], "inside", p, (length + p) // p, len(text[i][a:b].split()), a, b)
+        )
     return rows + _loops_of_characters(long)
 
 _AFTER = re.compile(r"[^\w\s]*")
@@ -82,7 +95,10 @@ _CHARACTERS = re.compile(r"(\S.{0,39}?)\1{39,}", re.S)
 
 def _loops_of_characters(turns):
     "Loops without words to count: scripts without blanks, hey heyhey, rows of dots. Period in characters."
-    odd = pl.col("text").str.len_chars() > 25 * pl.col("text").str.count_matches(r"[\p{L}\p{N}']+") + 200
+    odd = (
+        pl.col("text").str.len_chars()
+        > 25 * pl.col("text").str.count_matches(r"[\p{L}\p{N}']+") + 200
+    )
     rows = []
     for sid, turn, text in turns.filter(odd).select("scenario_id", "turn", "text").rows():  # a loop over very few turns
         m = _CHARACTERS.search(text)
@@ -94,8 +110,13 @@ def _loops_of_characters(turns):
 # %% ../nbs/01d_loops.ipynb #loops_across
 def _loops_across(turns):
     "Loops across turns: every repeated turn is a row."
-    said = pl.col("text").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}]+", " ").str.strip_chars()
-    code, group = turns.select(said.hash(seed=0)).to_series().to_numpy(), turns["scenario_id"].rle_id().to_numpy()
+    said = (
+        pl.col("text").str.to_lowercase().str.replace_all(r"[^\p{L}\p{N}]+", " ").str.strip_chars()
+    )
+    code, group = (
+        turns.select(said.hash(seed=0)).to_series().to_numpy(),
+        turns["scenario_id"].rle_id().to_numpy(),
+    )
     clock, words, rows = turns["start_s"].to_numpy(), turns["words"].to_numpy(), []
     length_of = turns["text"].str.len_chars().to_numpy()
     for first, length, p in _periodic(group, code, range(1, 61), lambda p: max(20, 2 * p)):
@@ -117,7 +138,11 @@ def timed_turns(
 ):
     "Turns in order, with `words` and `rate` (words a second until the next turn starts)."
     if "start_s" not in turns.columns: turns = turns.with_columns(start_s=pl.lit(None, pl.Float64))
-    return turns.sort("scenario_id", "turn").with_columns(count_words()).with_columns(_speech_rate(turns))
+    return (
+        turns.sort("scenario_id", "turn")
+        .with_columns(count_words())
+        .with_columns(_speech_rate(turns))
+    )
 
 def find_loops(
     turns, # scenario_id, turn, text; start_s helps
@@ -128,7 +153,9 @@ def find_loops(
     whole turn is surplus). What people repeat is not among them. Time grows linearly with the number of words."""
     t = timed_turns(turns)
     rows = _loops_inside(t) + _loops_across(t)
-    return pl.DataFrame(rows, schema=LOOPS, orient="row").sort("scenario_id", "turn", "kind", "start")
+    return pl.DataFrame(rows, schema=LOOPS, orient="row").sort(
+        "scenario_id", "turn", "kind", "start"
+    )
 
 # %% ../nbs/01d_loops.ipynb #loops_in_cues
 def _surplus(text, spans):
@@ -148,5 +175,10 @@ def loops_in_cues(
     starts = np.cumsum([0, *(len(t) + 1 for t in texts)])
     whole = pl.DataFrame({"scenario_id": ["video"], "turn": [0], "text": [" ".join(texts)]})
     loops = find_loops(whole).filter(kind="inside").select("start", "end").rows()
-    def spans(a, text): return [(max(s - a, 0), min(e - a, len(text))) for s, e in loops if s < a + len(text) and e > a]
-    return [_surplus(t, found) if (found := spans(a, t)) else t for a, t in zip(starts.tolist(), texts)]
+    def spans(a, text):
+        return [
+            (max(s - a, 0), min(e - a, len(text))) for s, e in loops if s < a + len(text) and e > a
+        ]
+    return [
+        _surplus(t, found) if (found := spans(a, t)) else t for a, t in zip(starts.tolist(), texts)
+    ]

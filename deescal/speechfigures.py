@@ -61,7 +61,9 @@ def loop_figure(
     ax = fig.subplots()
     length = (cues["end_s"] - cues["start_s"]).clip(0.02)
     for cut, colour, hatch, label in ((False, "blue", "", "speech"), (True, "orange", "//", "the loop that was cut")):
-        at = cues.select(length=length, rate=cues["words"] / length, start="start_s", cut="cut").filter(cut=cut)
+        at = cues.select(
+            length=length, rate=cues["words"] / length, start="start_s", cut="cut"
+        ).filter(cut=cut)
         ax.bar(at["start"], at["rate"], width=at["length"], align="edge", color=COLOURS[colour], hatch=hatch,
                edgecolor="white", label=label)
     ax.axhline(6, color=COLOURS["grey"], linestyle=":", label="fast talkers")
@@ -75,7 +77,11 @@ def loop_figure(
     return fig, f"Bars of words a second over time. {finding}."
 
 # %% ../nbs/13c_speechfigures.ipynb #error_rates_figure
-ERROR_KINDS = (("substitutions", "blue", ""), ("deletions", "orange", "//"), ("insertions", "green", ".."))
+ERROR_KINDS = (
+    ("substitutions", "blue", ""),
+    ("deletions", "orange", "//"),
+    ("insertions", "green", ".."),
+)
 
 @styled
 def error_rates_figure(
@@ -93,7 +99,9 @@ def error_rates_figure(
     for role, value, n in zip(rates["role"], left, rates["words"]):
         ax.annotate(f" {value:.1%} of {n}", (value, role), va="center", fontsize=9)
         says.append(f"{role} {value:.1%}")
-    ax.set(xlabel="errors a reference word", xlim=(0, max(left.max() * 1.25, 0.05) if len(left) else 1))
+    ax.set(
+        xlabel="errors a reference word", xlim=(0, max(left.max() * 1.25, 0.05) if len(left) else 1)
+    )
     ax.legend(frameon=False, fontsize=9)
     finding = "Word error rate: " + ", ".join(says)
     fig.suptitle(finding, fontsize=11)

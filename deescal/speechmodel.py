@@ -29,7 +29,8 @@ def write_noise_model(path, seed=NOISE_SEED):
     from whisper.model import ModelDimensions, Whisper
     model, draw = Whisper(ModelDimensions(**NOISE_DIMENSIONS)), torch.Generator().manual_seed(seed)
     for weights in model.parameters(): torch.nn.init.normal_(weights, generator=draw)
-    with atomic(path) as tmp: torch.save({"dims": NOISE_DIMENSIONS, "model_state_dict": model.state_dict()}, tmp)
+    with atomic(path) as tmp:
+        torch.save({"dims": NOISE_DIMENSIONS, "model_state_dict": model.state_dict()}, tmp)
     return Path(path)
 
 # %% ../nbs/01e_speechmodel.ipynb #speech_model_name
@@ -42,12 +43,16 @@ def speech_model_name(
     if str(model).endswith(".pt"):
         path = Path(root, model)
         if not path.is_file():
-            raise InputError("no such model file", where=path, remedy="give a .pt file of Whisper's format")
+            raise InputError(
+                "no such model file", where=path, remedy="give a .pt file of Whisper's format"
+            )
         return f"{path.stem}-{file_sha256(path)[:10]}"
     import whisper
     known = [*whisper.available_models(), "noise"]
     if model not in known:
-        raise InputError(f"Whisper knows no model {model!r}", where="model", remedy=did_you_mean(model, known))
+        raise InputError(
+            f"Whisper knows no model {model!r}", where="model", remedy=did_you_mean(model, known)
+        )
     return model
 
 # %% ../nbs/01e_speechmodel.ipynb #load_speech_model
@@ -61,7 +66,8 @@ def load_speech_model(
     import pickle, urllib.error, whisper
     speech_model_name(model, root)
     source = Path(root, model) if str(model).endswith(".pt") else model
-    if model == "noise" and not (source := Path(folder)/f"noise-{NOISE_SEED}.pt").is_file(): write_noise_model(source)
+    if model == "noise" and not (source := Path(folder)/f"noise-{NOISE_SEED}.pt").is_file():
+        write_noise_model(source)
     try: return whisper.load_model(str(source), device=device)
     except (urllib.error.URLError, OSError) as error:
         raise InputError(f"the weights of {model} cannot be had ({type(error).__name__})", where="model",
@@ -72,7 +78,9 @@ def load_speech_model(
 
 # %% ../nbs/01e_speechmodel.ipynb #join_stretches
 SIGNALS = ("avg_logprob", "no_speech_prob", "compression_ratio")
-CUES = {"start_s": pl.Float64, "end_s": pl.Float64, "text": pl.String} | dict.fromkeys(SIGNALS, pl.Float64)
+CUES = {"start_s": pl.Float64, "end_s": pl.Float64, "text": pl.String} | dict.fromkeys(
+    SIGNALS, pl.Float64
+)
 CUE_WORDS = {"cue": pl.Int64, "start_s": pl.Float64, "end_s": pl.Float64, "text": pl.String, "probability": pl.Float64}
 
 def join_stretches(voice, gap_s=2.0):
@@ -87,8 +95,12 @@ class SpeechModelStuck(DeescalError): "A model that does not get on through a cl
 def _count_windows(most):
     def count(encoder, _):
         encoder.windows += 1
-        if encoder.windows > most: raise SpeechModelStuck(
-            "the speech model does not get on", where="a clip", remedy="leave the clip out, or use another model")
+        if encoder.windows > most:
+            raise SpeechModelStuck(
+                "the speech model does not get on",
+                where="a clip",
+                remedy="leave the clip out, or use another model",
+            )
     return count
 
 def whisper_cues(
@@ -129,7 +141,10 @@ def _cue_frames(segments, stretches):
             for s in heard]
     words = [(i, *_span(w, s, stretches), w["word"].strip(), float(w["probability"]))
              for i, s in enumerate(heard) for w in s.get("words", []) if w["word"].strip()]
-    return (pl.DataFrame(cues, schema=CUES, orient="row"), pl.DataFrame(words, schema=CUE_WORDS, orient="row"))
+    return (
+        pl.DataFrame(cues, schema=CUES, orient="row"),
+        pl.DataFrame(words, schema=CUE_WORDS, orient="row"),
+    )
 
 # %% ../nbs/01e_speechmodel.ipynb #signal_reasons
 COMPRESSED, IMPROBABLE, SILENT = 2.4, -1.0, 0.6

@@ -20,8 +20,8 @@ import polars as pl
 from tqdm.auto import tqdm
 
 from .audio import (
-    SAMPLE_RATE, AudioError, decode_audio, find_ffmpeg, plant_silence, planted_share, seconds_of_voice,
-    speech_probability, voice_stretches)
+    SAMPLE_RATE, AudioError, decode_audio, find_ffmpeg, plant_silence, planted_share,
+    seconds_of_voice, speech_probability, voice_stretches)
 from .captions import (
     CaptionError, cue_words, find_captions, plain_line, read_captions)
 from .engine.closure import import_closure
@@ -41,8 +41,11 @@ def caption_frames(
     texts = [" ".join(filter(None, map(plain_line, lines))) for lines in captions["lines"]]
     cues = captions.select("start_s", "end_s", text=pl.Series(texts, dtype=pl.String),
                            **{s: pl.lit(None, pl.Float64) for s in SIGNALS})
-    rows = [(i, a, b, w, None) for i, (s, e, lines) in enumerate(captions.select("start_s", "end_s", "lines").rows())
-            for a, b, w in cue_words(s, e, lines)]
+    rows = [
+        (i, a, b, w, None)
+        for i, (s, e, lines) in enumerate(captions.select("start_s", "end_s", "lines").rows())
+        for a, b, w in cue_words(s, e, lines)
+    ]
     return cues, pl.DataFrame(rows, schema=CUE_WORDS, orient="row")
 
 def text_frames(text):
@@ -69,17 +72,23 @@ def judge_cues(
         near = seconds_of_voice(voice, start - CLOCKS_DIFFER, end + CLOCKS_DIFFER)
         silent = pl.Series("silent", near < np.minimum(CLOCKS_DIFFER, (end - start) / 2) + 1e-6)
     judged = cues.with_columns(left, silent, signal_reason()).with_columns(
-        reason=pl.when(pl.col("text").str.contains(_NOTE)).then(pl.lit("note")).when(pl.col("reason").is_not_null())
-        .then("reason").when("silent").then(pl.lit("no_voice")).when(pl.col("left") == "").then(pl.lit("loop"))
+        reason=pl.when(pl.col("text").str.contains(_NOTE)).then(pl.lit("note"))
+        .when(pl.col("reason").is_not_null()).then("reason")
+        .when("silent").then(pl.lit("no_voice"))
+        .when(pl.col("left") == "").then(pl.lit("loop"))
         .when(pl.col("left") != pl.col("text")).then(pl.lit("loop_cut")))
     kept = pl.col("reason").is_null() | (pl.col("reason") == "loop_cut")
-    return judged.select("start_s", "end_s", text="left", heard="text", *SIGNALS, kept=kept, reason="reason")
+    return judged.select(
+        "start_s", "end_s", text="left", heard="text", *SIGNALS, kept=kept, reason="reason"
+    )
 
 # %% ../nbs/02_transcribe.ipynb #kept_words
 def _left_of(words, text):
     "Positions of `words` that are left in `text`, where one stretch was cut out of them."
     left = text.split()
-    front = next((i for i, (a, b) in enumerate(zip(words, left)) if a != b), min(len(words), len(left)))
+    front = next(
+        (i for i, (a, b) in enumerate(zip(words, left)) if a != b), min(len(words), len(left))
+    )
     return [*range(front), *range(len(words) - len(left) + front, len(words))]
 
 def kept_words(
@@ -87,10 +96,12 @@ def kept_words(
     cues,   # from `judge_cues`
 ):
     "The words of what was kept, in order, with `word`: their position in the transcript."
-    parts = dict(words.with_row_index("at").group_by("cue", maintain_order=True).agg("at", "text").select(
-        "cue", pl.struct("at", "text")).rows())
+    parts = dict(
+        words.with_row_index("at").group_by("cue", maintain_order=True).agg("at", "text")
+        .select("cue", pl.struct("at", "text")).rows())
     at = []
-    for cue, (text, kept, reason) in enumerate(cues.select("text", "kept", "reason").rows()):  # few cues, each its own
+    # a loop: cues are few, and each has its own words
+    for cue, (text, kept, reason) in enumerate(cues.select("text", "kept", "reason").rows()):
         part = parts.get(cue, {"at": [], "text": []})
         if kept: at += [part["at"][i] for i in (
             _left_of(part["text"], text) if reason == "loop_cut" else range(len(part["at"])))]
@@ -108,6 +119,7 @@ class Hearing(NamedTuple):
     fetch: bool = False
     code: str = ""  # from `code_version`
 
+# %% ../nbs/02_transcribe.ipynb #sources_of_text
 def sound_of(video, hearing, root):
     "(samples, reason) of a video's clip: one of them is None."
     if not video["clip"]: return None, "no_clip"
@@ -115,54 +127,69 @@ def sound_of(video, hearing, root):
     except AudioError as error: return None, error.reason
 
 def captions_of(video, hearing, root, ask=None, untimed=True):
-    "(cues, words, language, broken) from captions, `untimed` ones too. `CaptionError` where none can be used."
+    "(cues, words, language, broken) from captions, `untimed` ones too; `CaptionError` without any."
     path = find_captions(Path(root)/video["clip"], hearing.language) if video["clip"] else None
     if path:
         captions, broken = read_captions(path)
         return *caption_frames(captions), hearing.language, broken
     if video["caption"] and untimed: return *text_frames(video["caption"]), None, 0
-    if ask is None or video["platform"] != "youtube": raise CaptionError("no_captions", video["video_id"])
+    if ask is None or video["platform"] != "youtube":
+        raise CaptionError("no_captions", video["video_id"])
     captions, language = ask(video["platform_id"], languages=(hearing.language,))
     return *caption_frames(captions), language, 0
 
 # %% ../nbs/02_transcribe.ipynb #caption_sha256
 def caption_sha256(video, hearing, root):
-    "SHA-256 of the captions that a transcript is from: of their file, else of the text in a list or `fetched`."
+    "SHA-256 of a transcript's captions: of their file, else of a list's text, or of `fetched`."
     path = find_captions(Path(root)/video["clip"], hearing.language) if video["clip"] else None
     return path_sha256(path) if path else digest(video["caption"] or "fetched")
 
-# %% ../nbs/02_transcribe.ipynb #transcribe_video
+# %% ../nbs/02_transcribe.ipynb #put_out
 def _result(video, **found):
     "A finished video as JSON holds it; rejected unless `found` says otherwise."
     empty = dict.fromkeys(
-        ("text", "model", "language", "reason", "audio_s", "audio_reason", "voice_s", "caption_sha256"))
-    row = {"video_id": video["video_id"], "method": "none", "status": "rejected", "broken": 0} | empty
+        ("text", "model", "language", "reason", "audio_s", "audio_reason", "voice_s",
+         "caption_sha256"))
+    row = {
+        "video_id": video["video_id"], "method": "none", "status": "rejected", "broken": 0} | empty
     return {"transcript": row | found, "cues": [], "words": []}
 
 def _put_out(video, samples, voice, lacks, hearing, hear, root, ask):
     "(method, cues, words, language, broken) of a video, or (None, reason)."
     if hearing.method != "whisper":
         untimed = hearing.method == "captions" or samples is None
-        try: return "captions", *captions_of(video, hearing, root, ask, untimed)
-        except CaptionError as error: lacks = error.reason if hearing.method == "captions" else lacks or error.reason
+        try:
+            return "captions", *captions_of(video, hearing, root, ask, untimed)
+        except CaptionError as error:
+            lacks = error.reason if hearing.method == "captions" else lacks or error.reason
     if hearing.method == "captions" or samples is None: return None, lacks
     if voice is not None and not len(voice): return None, "no_voice"
     try: return "whisper", *hear(samples, voice), hearing.language, 0
     except SpeechModelStuck: return None, "stuck"
 
+# %% ../nbs/02_transcribe.ipynb #transcribe_video
 def transcribe_video(video, hearing, hear, root, ask=None):
     "One row of `videos` as a result: {transcript, cues, words}, ready for JSON."
     if video["status"] not in ("ok", "not_checked") and not video["caption"]:
         return _result(video, reason=f"video_{video['status']}")
     if (video["duration_s"] or 0) > hearing.max_s: samples, lacks = None, "too_long"
     else: samples, lacks = sound_of(video, hearing, root)
-    voice = voice_stretches(speech_probability(samples)) if hearing.gate and samples is not None else None
-    sound = {"audio_reason": lacks, "audio_s": None if samples is None else len(samples) / SAMPLE_RATE,
-             "voice_s": None if voice is None else float((voice["end_s"] - voice["start_s"]).sum())}
+    voice = (
+        voice_stretches(speech_probability(samples))
+        if hearing.gate and samples is not None
+        else None
+    )
+    sound = {
+        "audio_reason": lacks,
+        "audio_s": None if samples is None else len(samples) / SAMPLE_RATE,
+        "voice_s": None if voice is None else float((voice["end_s"] - voice["start_s"]).sum()),
+    }
     method, *found = _put_out(video, samples, voice, lacks, hearing, hear, root, ask)
     if method is None: return _result(video, reason=found[0], **sound)
     listed = video if found[0]["start_s"].null_count() else video | {"caption": None}
-    sound["caption_sha256"] = caption_sha256(listed, hearing, root) if method == "captions" else None
+    sound["caption_sha256"] = (
+        caption_sha256(listed, hearing, root) if method == "captions" else None
+    )
     return _judged(video, method, *found, voice, sound, hearing)
 
 # %% ../nbs/02_transcribe.ipynb #judged_result
@@ -170,37 +197,54 @@ def _judged(video, method, cues, words, language, broken, voice, sound, hearing)
     cues = judge_cues(cues, voice)
     words, text = kept_words(words, cues), " ".join(cues.filter("kept")["text"])
     done = {"status": "ok", "text": text} if text else {"reason": "no_speech_left"}
-    out = _result(video, method=method, model=hearing.model if method == "whisper" else None, language=language,
-                  broken=broken, **sound, **done)
-    return out | {"cues": cues.with_columns(method=pl.lit(method)).to_dicts(), "words": words.to_dicts()}
+    out = _result(
+        video, method=method, model=hearing.model if method == "whisper" else None,
+        language=language, broken=broken, **sound, **done)
+    return out | {
+        "cues": cues.with_columns(method=pl.lit(method)).to_dicts(),
+        "words": words.to_dicts(),
+    }
 
-# %% ../nbs/02_transcribe.ipynb #transcribe_videos
+# %% ../nbs/02_transcribe.ipynb #code_version
 def code_version(
     root,
-    stage="transcribe",                                     # the stage's own module
-    modules=("audio", "captions", "loops", "speechmodel"),  # that decide its results, with all they import
+    stage="transcribe",  # the stage's own module
+    modules=("audio", "captions", "loops", "speechmodel"),  # that decide its results, and imports
     packages=("openai-whisper", "torch", "onnxruntime", "silero-vad", "imageio-ffmpeg"),
 ):
-    "A hash of the code that decides a stage's results, and of the versions of the packages that compute them."
+    "A hash of the code that decides a stage's results, and of the versions of its packages."
     known = import_closure(modules, root) | {stage: import_closure([stage], root)[stage]}
     ours = {name: sha for name, sha in known.items() if name.split(".")[0] != "engine"}
     return digest(ours, [metadata.version(p).split("+")[0] for p in packages], length=16)
 
+# %% ../nbs/02_transcribe.ipynb #sound_removed
 def sound_removed(clip, root, fetched):
-    "Whether a clip lay in `fetched`, the folder of what a run has fetched, and is there no more; never without one."
+    "Whether a clip lay in `fetched`, a run's folder, and is there no more; never without a folder."
     path = Path(root)/clip if clip and fetched else None
-    return path is not None and not path.is_file() and Path(fetched).resolve() in path.resolve().parents
+    return (
+        path is not None
+        and not path.is_file()
+        and Path(fetched).resolve() in path.resolve().parents
+    )
 
 def no_sound_left(video_id):
     "The error of a video that must be heard again and cannot."
-    return InputError("its sound was removed after diarization", where=video_id,
-                      remedy="run 01 again with harvest.audio=true, or keep it: diarize.keep_audio=true")
+    return InputError(
+        "its sound was removed after diarization",
+        where=video_id,
+        remedy="run 01 again with harvest.audio=true, or keep it: diarize.keep_audio=true",
+    )
 
+# %% ../nbs/02_transcribe.ipynb #result_key
 def result_key(video, hearing, root, fetched=None):
-    "A hash of everything that decides a video's result; of sound that was removed, by the hash that 01 took."
+    "A hash of all that decides a video's result; of removed sound, the hash that 01 took counts."
     clip = Path(root)/video["clip"] if video["clip"] else None
     captions = find_captions(clip, hearing.language) if clip else None
-    sound = video["clip_sha256"] if sound_removed(video["clip"], root, fetched) else clip and path_sha256(clip)
+    sound = (
+        video["clip_sha256"]
+        if sound_removed(video["clip"], root, fetched)
+        else clip and path_sha256(clip)
+    )
     fields = ("video_id", "platform", "platform_id", "duration_s", "status", "caption", "clip")
     return digest({f: video[f] for f in fields}, hearing._asdict(), sound,
                   captions and path_sha256(captions), length=16)
@@ -209,7 +253,8 @@ def _finished(path):
     try: return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
 
-PASSING = ("captions_blocked", "captions_failed")  # may be otherwise tomorrow, so a result is not final
+# %% ../nbs/02_transcribe.ipynb #until_blocked
+PASSING = ("captions_blocked", "captions_failed")  # may be otherwise tomorrow: not final
 
 def until_blocked(ask):
     "`ask`, which asks no more once the platform has blocked us."
@@ -222,10 +267,12 @@ def until_blocked(ask):
             raise
     return asked
 
+# %% ../nbs/02_transcribe.ipynb #in_shard
 def in_shard(video_id, shard, shards):
     "Whether a video is this host's: by a hash of its identifier, so that every host says the same."
     return int(digest(video_id, length=8), 16) % shards == shard
 
+# %% ../nbs/02_transcribe.ipynb #transcribe_videos
 def transcribe_videos(
     videos,   # table `videos`
     hearing,  # a `Hearing`
@@ -235,25 +282,31 @@ def transcribe_videos(
     shard=0, shards=1,
     fetched=None,  # folder whose clips may have been removed since they were transcribed
 ):
-    """The result of each video, in order; those of other shards are rejected as `other_shard` unless they are done.
+    """The result of each video, in order; `other_shard` where another shard has yet to make it.
 
     `InputError` where a video's sound was removed and nothing is known of it."""
     if not shard < shards:
-        raise DeescalError(f"shard {shard} of {shards}", where="transcribe.shard", remedy="count shards from 0")
+        raise DeescalError(
+            f"shard {shard} of {shards}", where="transcribe.shard", remedy="count shards from 0"
+        )
     out = []
-    for video in tqdm(videos.rows(named=True), desc="videos", unit="video"):  # a loop: each is its own work
-        path = Path(work)/f"{safe_id(video['video_id'])}.{result_key(video, hearing, root, fetched)}.json"
+    # a loop: each video is its own work
+    for video in tqdm(videos.rows(named=True), desc="videos", unit="video"):
+        path = (
+            Path(work)
+            /f"{safe_id(video['video_id'])}.{result_key(video, hearing, root, fetched)}.json")
         if (result := _finished(path)) is None and in_shard(video["video_id"], shard, shards):
             if sound_removed(video["clip"], root, fetched): raise no_sound_left(video["video_id"])
             result = transcribe_video(video, hearing, hear, root, ask)
-            if result["transcript"]["reason"] not in PASSING: write_text(path, json.dumps(result, ensure_ascii=False))
+            if result["transcript"]["reason"] not in PASSING:
+                write_text(path, json.dumps(result, ensure_ascii=False))
         out.append(result or _result(video, reason="other_shard"))
     return out
 
 # %% ../nbs/02_transcribe.ipynb #transcript_tables
 _TRANSCRIPTS = dict.fromkeys(
-    ("video_id", "text", "method", "model", "language", "status", "reason", "audio_reason", "caption_sha256"),
-    pl.String) | {
+    ("video_id", "text", "method", "model", "language", "status", "reason", "audio_reason",
+     "caption_sha256"), pl.String) | {
     "audio_s": pl.Float64, "voice_s": pl.Float64, "broken": pl.Int64}
 _CUES = {"video_id": pl.String, "cue": pl.Int64} | CUES | {
     "heard": pl.String, "method": pl.String, "kept": pl.Boolean, "reason": pl.String}
@@ -261,18 +314,30 @@ _WORDS = {"video_id": pl.String, "word": pl.Int64} | CUE_WORDS
 
 def transcript_tables(results):
     "The tables `transcripts`, `cues` and `words` of the results, by name."
-    cues = [{"video_id": r["transcript"]["video_id"], "cue": i} | c for r in results for i, c in enumerate(r["cues"])]
+    cues = [
+        {"video_id": r["transcript"]["video_id"], "cue": i} | c
+        for r in results
+        for i, c in enumerate(r["cues"])
+    ]
     words = [{"video_id": r["transcript"]["video_id"]} | w for r in results for w in r["words"]]
     return {"transcripts": pl.DataFrame([r["transcript"] for r in results], schema=_TRANSCRIPTS),
             "cues": pl.DataFrame(cues, schema=_CUES), "words": pl.DataFrame(words, schema=_WORDS)}
 
+# %% ../nbs/02_transcribe.ipynb #transcribe_accounting
 def transcribe_accounting(n_videos, transcripts, cues):
     "Every video and every cue, in and out or rejected with its reason."
-    lost = dict(transcripts.filter(status="rejected").group_by("reason").len().sort("reason").rows())
+    lost = dict(
+        transcripts.filter(status="rejected").group_by("reason").len().sort("reason").rows()
+    )
     cut = dict(cues.filter(~pl.col("kept")).group_by("reason").len().sort("reason").rows())
-    repaired = dict(cues.filter("kept").drop_nulls("reason").group_by("reason").len().sort("reason").rows())
-    return pl.concat([account("transcribe", "video", n_videos, (transcripts["status"] == "ok").sum(), rejected=lost),
-                      account("transcribe", "cue", len(cues), cues["kept"].sum(), rejected=cut, repaired=repaired)])
+    repaired = dict(
+        cues.filter("kept").drop_nulls("reason").group_by("reason").len().sort("reason").rows()
+    )
+    return pl.concat([
+        account(
+            "transcribe", "video", n_videos, (transcripts["status"] == "ok").sum(), rejected=lost),
+        account(
+            "transcribe", "cue", len(cues), cues["kept"].sum(), rejected=cut, repaired=repaired)])
 
 # %% ../nbs/02_transcribe.ipynb #shown
 def may_be_shown(
@@ -280,7 +345,7 @@ def may_be_shown(
     transcript,  # row of `transcripts`: caption_sha256
     root,        # folder of the project, which lists the hashes of its fiction
 ):
-    "Whether a video's words may be shown: its sound, and the captions they are from, are of the fiction that ships."
+    "Whether a video's words may be shown: its sound and their captions are fiction that ships."
     path = Path(root)/"data"/"fiction.json"
     corpora = json.loads(path.read_text(encoding="utf-8")).values() if path.is_file() else []
     shipped = {sha for corpus in corpora for sha in corpus["files"].values()}
@@ -292,27 +357,35 @@ def count_errors(
     reference,          # clip, start_s, role, text
     normaliser="whisper-english",
 ):
-    "Errors against the reference (table `word_errors`) by role, of the transcribed videos that it knows."
+    "Errors by role (table `word_errors`) of the transcribed videos that the reference knows."
     told = set(transcripts.filter(status="ok")["video_id"])
-    found = [pl.DataFrame(schema={"text": pl.String, "video_id": pl.String, "role": pl.String} | dict.fromkeys(
-        ("words", "substitutions", "deletions", "insertions"), pl.Int64))]
-    for (clip,), turns in reference.sort("clip", "start_s").group_by("clip", maintain_order=True):  # one alignment each
+    found = [
+        pl.DataFrame(
+            schema={"text": pl.String, "video_id": pl.String, "role": pl.String}
+            | dict.fromkeys(("words", "substitutions", "deletions", "insertions"), pl.Int64)
+        )
+    ]
+    # a loop: one alignment a clip
+    for (clip,), turns in reference.sort("clip", "start_s").group_by("clip", maintain_order=True):
         mine = cues.filter(video_id=clip)
         for kind, text in (("heard", mine["heard"]), ("kept", mine.filter("kept")["text"])):
             if clip not in told: continue
             counts = turn_errors(turns, " ".join(text), normaliser).group_by("role").agg(
                 pl.col("words", "substitutions", "deletions", "insertions").sum())
-            found.append(counts.select(pl.lit(kind).alias("text"), pl.lit(clip).alias("video_id"), pl.all()))
+            found.append(
+                counts.select(pl.lit(kind).alias("text"), pl.lit(clip).alias("video_id"), pl.all())
+            )
     return pl.concat(found).with_columns(normaliser=pl.lit(normaliser))
 
-# %% ../nbs/02_transcribe.ipynb #planted_silence
+# %% ../nbs/02_transcribe.ipynb #longest_pause
 def longest_pause(voice, seconds):
-    "The middle of the longest stretch without a voice, in seconds; the middle of a clip without any."
+    "The middle of the longest pause between voices, in seconds; of the clip where there is none."
     edges = [0.0, *(t for row in voice.rows() for t in row), seconds]
     pauses = [*zip(edges[2:-1:2], edges[3:-1:2])] or [(0.0, seconds)]
     start, end = max(pauses, key=lambda pause: pause[1] - pause[0])
     return (start + end) / 2
 
+# %% ../nbs/02_transcribe.ipynb #planted_silence
 def planted_silence(
     hear,       # samples, voice or None -> (cues, words)
     samples,    # (n,) of a clip
@@ -320,7 +393,7 @@ def planted_silence(
     seconds=8.0,
     seed=0,
 ):
-    "Share of planted silence with text on it (table `planted_silence`): with and without gate and signals."
+    "Share of planted silence with text on it, with and without gate and signals."
     at = longest_pause(voice_stretches(speech_probability(samples)), len(samples) / SAMPLE_RATE)
     planted, rows = plant_silence(samples, at, seconds, seed), []
     voice = voice_stretches(speech_probability(planted))
@@ -342,11 +415,16 @@ def facts(job):
     except InputError as error: out = [("MISSING", "ffmpeg", error.remedy)]
     model, method = job.params["speech_model"], job.params["method"]
     if method == "captions": return out
-    try: name = speech_model_name(model, job.run.root)
-    except InputError as error: return [*out, ("MISSING", f"speech model {model}", f"{error.what}; {error.remedy}")]
-    if model == "noise": return [*out, ("ok", "speech model noise", "random weights: its text means nothing")]
+    try:
+        name = speech_model_name(model, job.run.root)
+    except InputError as error:
+        return [*out, ("MISSING", f"speech model {model}", f"{error.what}; {error.remedy}")]
+    if model == "noise":
+        return [*out, ("ok", "speech model noise", "random weights: its text means nothing")]
     if str(model).endswith(".pt"): return [*out, ("ok", f"speech model {name}", "a file")]
-    return [*out, ("ok", f"speech model {name}", "fetched when it is first needed, unless it is in Whisper's cache")]
+    return [*out, (
+        "ok", f"speech model {name}",
+        "fetched when it is first needed, unless it is in Whisper's cache")]
 
 # %% ../nbs/02_transcribe.ipynb #egress
 def egress(job):
@@ -354,4 +432,5 @@ def egress(job):
     p = job.params
     named = p["speech_model"] != "noise" and not str(p["speech_model"]).endswith(".pt")
     return (["youtube.com"] * (p["fetch"] and p["method"] != "whisper")
-            + ["openaipublic.azureedge.net"] * (named and (p["method"] != "captions" or p["planted_clip"] != "")))
+            + ["openaipublic.azureedge.net"] * (
+                named and (p["method"] != "captions" or p["planted_clip"] != "")))

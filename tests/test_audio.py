@@ -37,8 +37,9 @@ def test_each_fault_has_its_reason(tmp_path):
     (tmp_path/"empty.mp4").touch()
     (tmp_path/"page.mp4").write_text("<html>403 Forbidden</html>")
     pictures = record(tmp_path/"pictures.mp4", "-f", "lavfi", "-i", "color=s=16x16:d=1")
-    assert [reason_of(tmp_path/f"{n}.mp4") for n in ("cut", "empty", "page", "pictures", "absent")] == [
-        "unreadable_clip", "empty_clip", "unreadable_clip", "no_sound_track", "no_clip"]
+    assert [
+        reason_of(tmp_path/f"{n}.mp4") for n in ("cut", "empty", "page", "pictures", "absent")
+    ] == ["unreadable_clip", "empty_clip", "unreadable_clip", "no_sound_track", "no_clip"]
     assert reason_of(whole, max_s=5.0) == "too_long" and reason_of(tmp_path, max_s=5.0) == "no_clip"
 
 def test_a_clip_whose_index_stands_in_front_is_known_to_be_cut(tmp_path):
@@ -81,7 +82,9 @@ def test_blocks_are_one_stream():
     hidden = cell = np.zeros((1, 1, 128), np.float32)
     out = []
     for block in frame_blocks(audio, 512, 64, 100):
-        p, hidden, cell = _detector().run(["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell})
+        p, hidden, cell = _detector().run(
+            ["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell}
+        )
         out.append(p.ravel())
     assert np.allclose(np.concatenate(out), speech_probability(audio), atol=1e-4)
 
@@ -111,4 +114,6 @@ def test_planted_silence_is_where_it_was_put():
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(sorted), max_size=6))
 def test_the_share_is_that_of_a_plain_count(spans):
     seconds = {s for a, b in spans for s in range(a, b)} & set(range(10, 20))
-    assert planted_share([a for a, _ in spans], [b for _, b in spans], 10.0, 10.0) == pytest.approx(len(seconds) / 10)
+    assert planted_share([a for a, _ in spans], [b for _, b in spans], 10.0, 10.0) == pytest.approx(
+        len(seconds) / 10
+    )

@@ -30,7 +30,11 @@ def test_a_person_may_say_it_twice():
     cues = parse_captions(text)[0]
     assert unroll(cues).equals(cues)
     rolled = text + "00:02.900 --> 00:04.000\nNo!\nSit down.\n\n00:04.000 --> 00:05.000\nSit down.\nNow.\n"
-    assert [plain_line(x) for (x,) in unroll(parse_captions(rolled)[0])["lines"]] == ["No!", "Sit down.", "Now."]
+    assert [plain_line(x) for (x,) in unroll(parse_captions(rolled)[0])["lines"]] == [
+        "No!",
+        "Sit down.",
+        "Now.",
+    ]
 
 @pytest.mark.parametrize("text, expected", [
     ("WEBVTT\n\n1\n00:01.000 --> 00:02.000 align:start\n<v Ann>Hi &amp; <b>bye</b></v>\n", [(1.0, 2.0, "Hi & bye")]),
@@ -42,7 +46,9 @@ def test_a_person_may_say_it_twice():
     ("00:01,0 --> 00:02,0\na\n00:02,0 --> 00:03,0\nb\n", [(1.0, 2.0, "a"), (2.0, 3.0, "b")])])
 def test_both_formats_are_read(text, expected):
     cues, broken = parse_captions(text)
-    assert [(a, b, " ".join(map(plain_line, ls)).strip()) for a, b, ls in cues.rows()] == expected and broken == 0
+    assert (
+        [(a, b, " ".join(map(plain_line, ls)).strip()) for a, b, ls in cues.rows()] == expected
+        and broken == 0)
 
 def test_broken_cues_are_counted_and_the_rest_is_read():
     text = "WEBVTT\n\n00:05.000 --> 00:02.000\nback\n\nxx --> yy\nbad\n\n00:01.000 --> 00:02.000\ngood\n"
@@ -61,7 +67,9 @@ def test_unrolling_loses_no_word(pieces):
     at, text = 0, "WEBVTT\n\n"
     for gap, words in pieces:
         at += gap + 1
-        text += f"00:{at // 60:02}:{at % 60:02}.000 --> 00:{at // 60:02}:{at % 60:02}.900\n{words}\n\n"
+        text += (
+            f"00:{at // 60:02}:{at % 60:02}.000 --> 00:{at // 60:02}:{at % 60:02}.900\n{words}\n\n"
+        )
     def said(cues): return {w for ls in cues["lines"] for x in ls for w in plain_line(x).split()}
     cues = parse_captions(text)[0]
     assert said(unroll(cues)) == said(cues) and len(unroll(unroll(cues))) <= len(unroll(cues))
@@ -76,7 +84,9 @@ def test_words_lie_in_their_cue_in_order(words, start, length):
 @pytest.mark.parametrize("digits", [400, 5000])
 def test_hours_that_no_clock_shows_make_a_broken_cue_and_no_stamp(digits):
     odd = "9" * digits + ":00:01.000"
-    cues, broken = parse_captions(f"00:01.000 --> {odd}\nbad\n\n{odd} --> {odd}\nbad\n\n00:01.0 --> 00:03.0\ngood\n")
+    cues, broken = parse_captions(
+        f"00:01.000 --> {odd}\nbad\n\n{odd} --> {odd}\nbad\n\n00:01.0 --> 00:03.0\ngood\n"
+    )
     assert len(cues) == 1 and broken == 2
     assert cue_words(1.0, 3.0, [f"a<{odd}>b"]) == [(1.0, 3.0, "ab")]
 
@@ -94,7 +104,9 @@ def test_files_that_are_no_captions_have_their_reason(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
 def test_encodings_are_told_apart(tmp_path, encoding):
-    (tmp_path/"a.vtt").write_bytes("WEBVTT\n\n00:01.000 --> 00:02.000\nOù? – “Là”\n".encode(encoding))
+    (tmp_path/"a.vtt").write_bytes(
+        "WEBVTT\n\n00:01.000 --> 00:02.000\nOù? – “Là”\n".encode(encoding)
+    )
     assert read_captions(tmp_path/"a.vtt")[0]["lines"].to_list() == [["Où? – “Là”"]]
 
 # %% ../nbs/01b_captions.ipynb #fetch_test
@@ -122,9 +134,15 @@ class Platform(BaseHTTPRequestHandler):
         state, why = status.get(self.case, ("OK", ""))
         track = {"baseUrl": "https://www.youtube.com/api/timedtext?x=1", "name": {"runs": [{"text": "English"}]},
                  "languageCode": "de" if self.case == "german" else "en", "isTranslatable": False, "vssId": "a.en"}
-        renderer = {} if self.case == "off" else {"captionTracks": [track], "translationLanguages": []}
+        renderer = (
+            {} if self.case == "off" else {"captionTracks": [track], "translationLanguages": []}
+        )
         captions = {"playerCaptionsTracklistRenderer": renderer}
-        self.answer(json.dumps({"playabilityStatus": {"status": state, "reason": why}, "captions": captions}))
+        self.answer(
+            json.dumps(
+                {"playabilityStatus": {"status": state, "reason": why}, "captions": captions}
+            )
+        )
 
 class ToLoopback(HTTPAdapter):
     "Sends what goes to the platform to a port of this machine."
@@ -132,7 +150,9 @@ class ToLoopback(HTTPAdapter):
         super().__init__()
         self.port = port
     def send(self, request, **given):
-        request.url = request.url.replace("https://www.youtube.com", f"http://127.0.0.1:{self.port}")
+        request.url = request.url.replace(
+            "https://www.youtube.com", f"http://127.0.0.1:{self.port}"
+        )
         return super().send(request, **given)
 
 @pytest.fixture
@@ -162,7 +182,9 @@ def test_each_refusal_has_its_reason(platform, case, reason):
 
 def test_the_reasons_name_errors_that_the_library_has():
     import youtube_transcript_api._errors as errors
-    assert all(issubclass(getattr(errors, n), errors.YouTubeTranscriptApiException) for n in _REASONS)
+    assert all(
+        issubclass(getattr(errors, n), errors.YouTubeTranscriptApiException) for n in _REASONS
+    )
     assert set(_REASONS.values()) <= set(CAPTION_FAULTS)
 
 def test_no_network_is_a_reason():

@@ -21,7 +21,8 @@ def plain_distance(a, b):
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         row, before = [i], row
-        for j, y in enumerate(b, 1): row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
+        for j, y in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[-1] + 1, before[j - 1] + (x != y)))
     return row[-1]
 
 words = st.lists(st.sampled_from("step stop why no now okay".split()), max_size=6).map(" ".join)
@@ -33,7 +34,9 @@ def test_the_sums_are_those_of_the_whole_clip(texts, transcript):
     assert counts["words"].sum() == len(said) == counts.select(
         pl.sum_horizontal(pl.col("hits", "substitutions", "deletions").sum())).item()
     if said:
-        errors = counts.select(pl.sum_horizontal(pl.col("substitutions", "deletions", "insertions").sum())).item()
+        errors = counts.select(
+            pl.sum_horizontal(pl.col("substitutions", "deletions", "insertions").sum())
+        ).item()
         assert errors == plain_distance(said, transcript.split())
 
 def test_a_perfect_transcript_has_no_errors_and_an_empty_one_loses_every_word():
@@ -45,7 +48,10 @@ def test_a_perfect_transcript_has_no_errors_and_an_empty_one_loses_every_word():
 def test_errors_are_charged_to_the_side_that_spoke():
     turns = of("Step out of the car.", "I did nothing wrong.")
     counts = error_rates(turn_errors(turns, "step out of the car eye did muffin long"))
-    assert dict(counts.select("role", "word_error_rate").rows()) == {"officer": 0.0, "civilian": 0.75}
+    assert dict(counts.select("role", "word_error_rate").rows()) == {
+        "officer": 0.0,
+        "civilian": 0.75,
+    }
 
 def test_normalisers_have_names():
     assert normalise_words(["It's okay, it’s fine"], "plain") == [["it's", "okay", "it's", "fine"]]
@@ -66,21 +72,33 @@ def test_names_do_not_matter_and_a_word_given_to_the_other_counts_twice():
     assert counts.select(pl.col("deletions", "insertions").sum()).row(0) == (2, 2)
 
 def test_speakers_too_many_and_too_few():
-    reference = pl.DataFrame({"speaker": ["o", "c"], "role": ["officer", "civilian"], "text": ["a b c", "d e f"]})
-    one = speaker_errors(reference, pl.DataFrame({"speaker": ["S"], "text": ["a b c d e f"]}), "plain")
+    reference = pl.DataFrame(
+        {"speaker": ["o", "c"], "role": ["officer", "civilian"], "text": ["a b c", "d e f"]}
+    )
+    one = speaker_errors(
+        reference, pl.DataFrame({"speaker": ["S"], "text": ["a b c d e f"]}), "plain"
+    )
     assert one["words"].sum() == 6 and one["matched"].null_count() == 1
     three = pl.DataFrame({"speaker": ["S", "T", "U"], "text": ["a b c", "d e f", "g"]})
     assert error_rates(speaker_errors(reference, three, "plain")).filter(role="nobody")["insertions"].item() == 1
 
-turns = st.lists(st.tuples(st.sampled_from("xy"), st.sampled_from(["a b", "c", "d e f", "a"])), min_size=1, max_size=6)
+turns = st.lists(
+    st.tuples(st.sampled_from("xy"), st.sampled_from(["a b", "c", "d e f", "a"])),
+    min_size=1,
+    max_size=6,
+)
 @settings(max_examples=40)
 @given(turns, turns)
 def test_the_sums_are_the_library_s_cpwer(said, heard):
     from meeteval.wer import cp_word_error_rate
-    reference = pl.DataFrame(said, schema=["speaker", "text"], orient="row").with_columns(role=pl.col("speaker"))
+    reference = pl.DataFrame(said, schema=["speaker", "text"], orient="row").with_columns(
+        role=pl.col("speaker")
+    )
     hypothesis = pl.DataFrame(heard, schema=["speaker", "text"], orient="row")
     counts = speaker_errors(reference, hypothesis, "plain")
     def joined(rows): return {s: " ".join(t for n, t in rows if n == s) for s in dict(rows)}
     whole = cp_word_error_rate(reference=joined(said), hypothesis=joined(heard))
-    ours = counts.select(pl.sum_horizontal(pl.col("substitutions", "deletions", "insertions").sum())).item()
+    ours = counts.select(
+        pl.sum_horizontal(pl.col("substitutions", "deletions", "insertions").sum())
+    ).item()
     assert (ours, counts["words"].sum()) == (whole.errors, whole.length)

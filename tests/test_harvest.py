@@ -20,56 +20,76 @@ def of_sample(listed=None):
 def test_the_sample_has_its_eight_clips_and_every_fault_is_found(tmp_path):
     (tmp_path/"youtube_9101.ogg").write_bytes(b"x")
     (tmp_path/"youtube_9101.en.vtt").write_bytes(b"x")
-    tables = harvest_tables(of_sample(), "archive", find_clips([tmp_path, tmp_path/"none"], tmp_path))
+    tables = harvest_tables(
+        of_sample(), "archive", find_clips([tmp_path, tmp_path/"none"], tmp_path)
+    )
     videos = tables["videos"]
-    assert {f"youtube_{i}" for i in range(9101, 9109)} == set(videos.filter(status="ok")["video_id"])
+    assert {f"youtube_{i}" for i in range(9101, 9109)} == set(
+        videos.filter(status="ok")["video_id"]
+    )
     assert dict(videos.filter(pl.col("status") != "ok").select("video_id", "status").rows()) == {
         "tiktok_9201": "private", "youtube_9202": "deleted", "facebook_9203": "restricted"}
     assert sorted(tables["harvest_rejects"]["reason"]) == ["bad_id", "broken_json", "duplicate"]
-    assert dict(videos.drop_nulls("clip").select("video_id", "clip").rows()) == {"youtube_9101": "youtube_9101.ogg"}
+    assert dict(videos.drop_nulls("clip").select("video_id", "clip").rows()) == {
+        "youtube_9101": "youtube_9101.ogg"
+    }
     assert not videos["title"].drop_nulls().str.contains("[<>â]").any()
     assert (videos["caption_reason"] == "not_in_source").all()
     assert tables["channels"]["status"].to_list() == ["ok"] * 5 + ["rejected"] * 2
 
 def test_a_clip_or_captions_that_change_under_the_same_name_change_the_table(tmp_path):
-    def hashes(): return find_clips([tmp_path], tmp_path).select("clip_sha256", "captions_sha256").rows()
+    def hashes():
+        return find_clips([tmp_path], tmp_path).select("clip_sha256", "captions_sha256").rows()
     (tmp_path/"youtube_1.ogg").write_bytes(b"a")
     (tmp_path/"youtube_12.en.vtt").write_bytes(b"another's")
     seen = [hashes()]
     for name in ("youtube_1.en.vtt", "youtube_1.es.vtt", "youtube_1.srt", "youtube_1.ogg"):
         (tmp_path/name).write_bytes(b"b")
         seen.append(hashes())
-    assert seen[0][0][1] is None and len({str(s) for s in seen}) == 5 and seen == [*seen[:4], hashes()]
+    assert (
+        seen[0][0][1] is None
+        and len({str(s) for s in seen}) == 5
+        and seen == [*seen[:4], hashes()])
 
 def test_the_tables_are_those_that_are_declared_and_add_up(tmp_path):
-    run, tables = Run("toy", 1, tmp_path), harvest_tables(of_sample(), "archive", find_clips([], tmp_path))
+    run = Run("toy", 1, tmp_path)
+    tables = harvest_tables(of_sample(), "archive", find_clips([], tmp_path))
     for name, df in tables.items(): run.write(name, df)
     accounting = run.write("accounting", harvest_accounting(14, tables))
-    assert dict(accounting.filter(unit="record").group_by("measure").agg(pl.col("count").sum()).rows()) == {
-        "in": 14, "out": 11, "rejected": 3, "repaired": 2}
+    records = accounting.filter(unit="record").group_by("measure").agg(pl.col("count").sum())
+    assert dict(records.rows()) == {"in": 14, "out": 11, "rejected": 3, "repaired": 2}
 
 def test_without_channels_and_without_a_list(tmp_path):
     none = pl.DataFrame(schema=CHANNELS)
     with pytest.raises(InputError, match="no released video list"): from_released(tmp_path, none)
     assert len(of_sample(none).channels) == 0
-    with pytest.raises(InputError, match="no platform is switched on"): from_network(None, tmp_path, [])
+    with pytest.raises(InputError, match="no platform is switched on"):
+        from_network(None, tmp_path, [])
 
 def test_a_released_list_becomes_the_same_tables(tmp_path):
-    text = ("id,Index,Title,URL,Uploader,Views,Upload Date,Duration (sec),Description,Transcript,channel_name\n"
+    text = ("id,Index,Title,URL,Uploader,Views,Upload Date,Duration (sec),"
+            "Description,Transcript,channel_name\n"
             "1,1,A,https://www.youtube.com/watch?v=abcdefghijk,Oak,5,20260101,60,,Stop. >> Why?,oak\n"
             '2,2,B,https://youtu.be/abcdefghijk,Oak,5,20260101,60,,"[Error fetching transcript: x]",oak\n')
     (tmp_path/"list.csv").write_text(text)
-    found = from_released(tmp_path/"list.csv", read_channels(b"channel,url\noak,https://www.youtube.com/@oak\n"))
+    found = from_released(
+        tmp_path/"list.csv", read_channels(b"channel,url\noak,https://www.youtube.com/@oak\n")
+    )
     tables = harvest_tables(found, "released", find_clips([], tmp_path))
     assert tables["videos"].select("status", "caption", "source").rows() == [
         ("not_checked", "Stop. >> Why?", "released")]
-    assert tables["channels"].select("status", "videos").rows() == [("ok", 2)] and len(tables["harvest_rejects"]) == 1
+    assert (
+        tables["channels"].select("status", "videos").rows() == [("ok", 2)]
+        and len(tables["harvest_rejects"]) == 1)
     assert harvest_accounting(2, tables).filter(unit="caption")["count"].to_list() == [1, 1]
 
 # %% ../nbs/01_harvest.ipynb #forgotten_test
 def test_a_forgotten_video_is_left_out_of_every_table_and_counted(tmp_path):
     run = Run("toy", 1, tmp_path)
-    write_text(run.data/"forgotten.txt", "\n".join(["salt", digest("salt", "youtube_9103"), digest("salt", "youtube_9204")]))
+    write_text(
+        run.data/"forgotten.txt",
+        "\n".join(["salt", digest("salt", "youtube_9103"), digest("salt", "youtube_9204")]),
+    )
     found, gone = leave_out_forgotten(of_sample(), run)
     tables = harvest_tables(found, "archive", find_clips([], tmp_path))
     assert gone >= 2 and "9103" not in "".join(df.write_json() for df in tables.values())
@@ -79,9 +99,12 @@ def test_a_forgotten_video_is_left_out_of_every_table_and_counted(tmp_path):
 def test_a_single_video_that_was_forgotten_is_not_asked_for(tmp_path):
     run = Run("toy", 1, tmp_path)
     write_text(run.data/"forgotten.txt", "salt " + digest("salt", "youtube_abcdefghijk"))
-    listed = read_channels(b"url\nhttps://youtu.be/abcdefghijk\nhttps://youtu.be/bbcdefghijk\nhttps://www.youtube.com/@oak\n")
+    listed = read_channels(
+        b"url\nhttps://youtu.be/abcdefghijk\nhttps://youtu.be/bbcdefghijk\n"
+        b"https://www.youtube.com/@oak\n")
     assert listed_still(listed, run)["line"].to_list() == [3, 4]
-    write_text(run.data/"forgotten.txt", "salt " + digest("salt", "youtube_ABCDEFGHIJ"))  # the key lost its last "_"
+    # the key lost its last "_"
+    write_text(run.data/"forgotten.txt", "salt " + digest("salt", "youtube_ABCDEFGHIJ"))
     assert len(listed_still(read_channels(b"url\nhttps://youtu.be/ABCDEFGHIJ_\n"), run)) == 0
 
 # %% ../nbs/01_harvest.ipynb #facts_test
@@ -90,18 +113,21 @@ class Job(NamedTuple):
     run: Run
 
 def test_check_says_what_is_used_and_whose_terms_apply(tmp_path):
-    base = {"videos_from": "archive", "archive": "data/harvest/archive", "released": "", "youtube": False, "tiktok": False,
-            "facebook": False}
+    base = {
+        "videos_from": "archive", "archive": "data/harvest/archive", "released": "",
+        "youtube": False, "tiktok": False, "facebook": False}
     def said(**more): return facts(Job(base | more, Run("toy", 1, project_root())))
     assert [s for s, *_ in said()] == ["ok"] and "no network" in said()[0][2]
-    assert said(videos_from="released")[0][0] == "MISSING" and said(videos_from="network")[0][0] == "MISSING"
+    assert (
+        said(videos_from="released")[0][0] == "MISSING"
+        and said(videos_from="network")[0][0] == "MISSING")
     states = said(videos_from="network", youtube=True)
     assert TERMS["youtube"] in states[0][2] and "JavaScript runtime" in states[1][1]
     assert states[1][0] == ("ok" if js_runtime() else "optional")
 
 # %% ../nbs/01_harvest.ipynb #egress_test
 def test_only_a_harvest_that_is_switched_on_leaves_the_host():
-    def out(**more): return egress(Job({"videos_from": "network", "youtube": False, "tiktok": False, "facebook": False}
-                                       | more, Run("toy", 1, project_root())))
+    base = {"videos_from": "network", "youtube": False, "tiktok": False, "facebook": False}
+    def out(**more): return egress(Job(base | more, Run("toy", 1, project_root())))
     assert out() == [] and out(youtube=True, videos_from="archive") == []
     assert out(youtube=True, tiktok=True) == ["youtube.com", "tiktok.com"]

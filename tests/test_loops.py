@@ -12,7 +12,9 @@ from hypothesis import given, settings, strategies as st
 def words(n, seed):
     "n words drawn from a large invented vocabulary."
     rng = random.Random(seed)
-    return " ".join(f"{rng.choice('bdfgklmnprst')}{rng.choice('aeiou')}{rng.randrange(500)}" for _ in range(n))
+    return " ".join(
+        f"{rng.choice('bdfgklmnprst')}{rng.choice('aeiou')}{rng.randrange(500)}" for _ in range(n)
+    )
 
 def dialogue(*texts, times=None):
     "One scenario from what is said, turn by turn; three seconds a turn unless `times` are given."
@@ -30,7 +32,10 @@ HUMAN = ["No, no, no!", "no " * 15, "Help me! " * 10, "Drop the knife! " * 8,
 @pytest.mark.parametrize("said", HUMAN)
 def test_people_repeat_themselves(said):
     assert len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 20.0]))) == 0
-    assert len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 2.0]))) == 0 or len(said.split()) > 45
+    assert (
+        len(find_loops(dialogue("Stop.", said, "Okay.", times=[0.0, 1.0, 2.0]))) == 0
+        or len(said.split()) > 45
+    )
 
 @pytest.mark.parametrize("phrase", [
     "hey,", "Okay. Yeah.", "I don't know what you mean.", words(40, 3), words(130, 4), "你好", "... ...", "é!"])
@@ -54,7 +59,9 @@ def test_two_loops_in_one_turn_are_two():
 def test_turns_that_repeat_are_a_loop_and_shouts_are_none():
     tail = ["Yeah.", "Okay."] * 30
     found = find_loops(dialogue("Stop.", "Why?", *tail))
-    assert found["kind"].unique().to_list() == ["across"] and found["turn"].to_list() == list(range(4, 62))
+    assert (
+        found["kind"].unique().to_list() == ["across"]
+        and found["turn"].to_list() == list(range(4, 62)))
     assert len(find_loops(dialogue("Stop.", *["Drop it!"] * 10, "No."))) == 0
     uneven = [0.0]
     for i in range(26): uneven.append(uneven[-1] + 1 + i % 3)
@@ -84,8 +91,12 @@ def test_the_surplus_of_a_loop_lies_in_its_turn(texts):
 def test_a_loop_over_many_cues_leaves_its_first_round_and_what_follows():
     heard = ["are you all right", *["hey hey hey hey hey hey hey"] * 10, "hey leave me alone"]
     left = loops_in_cues(heard)
-    assert " ".join(filter(None, left)) == "are you all right hey leave me alone" and len(left) == len(heard)
-    assert loops_in_cues([]) == [] and loops_in_cues(["No, no, no!", "Stop!"]) == ["No, no, no!", "Stop!"]
+    assert (
+        " ".join(filter(None, left)) == "are you all right hey leave me alone"
+        and len(left) == len(heard))
+    assert (
+        loops_in_cues([]) == []
+        and loops_in_cues(["No, no, no!", "Stop!"]) == ["No, no, no!", "Stop!"])
 
 @settings(max_examples=40)
 @given(st.lists(st.sampled_from(["no", "hey " * 70, "get down " * 40, "I see.", "", "é", "a  b c"]), max_size=12))

@@ -6,8 +6,12 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 # %% ../nbs/13c_speechfigures.ipynb #figures_test
 def test_figures_say_in_words_what_they_show():
     turns = pl.DataFrame({"start_s": [0.0, 3.0], "end_s": [2.0, 5.0], "who": ["a", "b"]})
-    assert "2 turns of 2 speakers, 4 of 5 s" in waveform_figure(np.zeros(80000, np.float32), turns)[1]
-    cues = pl.DataFrame({"start_s": [0.0, 1.0], "end_s": [1.0, 1.5], "words": [3, 40], "cut": [False, True]})
+    assert (
+        "2 turns of 2 speakers, 4 of 5 s" in waveform_figure(np.zeros(80000, np.float32), turns)[1]
+    )
+    cues = pl.DataFrame(
+        {"start_s": [0.0, 1.0], "end_s": [1.0, 1.5], "words": [3, 40], "cut": [False, True]}
+    )
     assert "40 words in 0.5 seconds" in loop_figure(cues)[1]
     counts = {"words": [100], "substitutions": [5], "deletions": [4], "insertions": [1]}
     rates = pl.DataFrame({"role": ["officer"]} | counts)

@@ -11,7 +11,8 @@ from deescal.audio import VOICE
 
 # %% ../nbs/01e_speechmodel.ipynb #speechmodel_test
 @pytest.fixture(scope="module")
-def noise(tmp_path_factory): return load_speech_model("noise", tmp_path_factory.mktemp("noise"), device="cpu")
+def noise(tmp_path_factory):
+    return load_speech_model("noise", tmp_path_factory.mktemp("noise"), device="cpu")
 
 def test_the_model_without_weights_is_in_whisper_s_format_and_the_same_each_time(tmp_path):
     import torch
@@ -21,7 +22,9 @@ def test_the_model_without_weights_is_in_whisper_s_format_and_the_same_each_time
 
 def test_a_voice_gate_shows_the_model_nothing_but_voice(noise):
     samples = np.random.default_rng(1).normal(0, 0.1, 16000 * 10).astype(np.float32)
-    nothing, _ = whisper_cues(noise, samples, pl.DataFrame(schema=VOICE), sample_len=8, word_times=False)
+    nothing, _ = whisper_cues(
+        noise, samples, pl.DataFrame(schema=VOICE), sample_len=8, word_times=False
+    )
     assert len(nothing) == 0
     voice = pl.DataFrame([(2.0, 4.0), (5.0, 6.0)], schema=VOICE, orient="row")
     cues, _ = whisper_cues(noise, samples, voice, sample_len=8, word_times=False)
@@ -33,13 +36,17 @@ def test_no_piece_ends_after_the_stretch_that_it_was_heard_in():
     late = {"seek": 200, "start": 3.0, "end": 24.0, "text": " go on", "words": [
         {"start": 3.0, "end": 3.5, "word": " go", "probability": 0.5},
         {"start": 20.0, "end": 24.0, "word": " on", "probability": 0.5}]}
-    cues, words = _cue_frames([late | signals, late | signals | {"text": " "}], [(0.5, 1.0), (2.0, 6.0), (9.0, 30.0)])
+    cues, words = _cue_frames(
+        [late | signals, late | signals | {"text": " "}], [(0.5, 1.0), (2.0, 6.0), (9.0, 30.0)]
+    )
     assert cues.select("start_s", "end_s").rows() == [(3.0, 6.0)]
     assert words.select("start_s", "end_s", "text").rows() == [(3.0, 3.5, "go"), (6.0, 6.0, "on")]
 
 def test_the_same_sound_gives_the_same_text(noise):
     samples = np.random.default_rng(2).normal(0, 0.1, 16000 * 5).astype(np.float32)
-    first, again = (whisper_cues(noise, samples, sample_len=8, word_times=False)[0] for _ in range(2))
+    first, again = (
+        whisper_cues(noise, samples, sample_len=8, word_times=False)[0] for _ in range(2)
+    )
     assert first.equals(again) and first["end_s"].max() <= 5.0
 
 def test_signals_have_their_reasons():
@@ -52,14 +59,17 @@ def test_a_model_that_does_not_get_on_is_stopped(noise):
     samples, guard = np.zeros(16000, np.float32), noise.encoder.register_forward_pre_hook(
         lambda encoder, _: setattr(encoder, "windows", encoder.windows + 50))
     try:
-        with pytest.raises(SpeechModelStuck): whisper_cues(noise, samples, sample_len=4, word_times=False)
-    finally: guard.remove()
+        with pytest.raises(SpeechModelStuck):
+            whisper_cues(noise, samples, sample_len=4, word_times=False)
+    finally:
+        guard.remove()
     assert len(whisper_cues(noise, samples, sample_len=4, word_times=False)[0]) <= 1
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04 broken"])
 def test_a_file_that_is_no_model_is_an_error_that_says_so(tmp_path, content):
     (tmp_path/"bad.pt").write_bytes(content)
-    with pytest.raises(InputError, match="Whisper's format"): load_speech_model("bad.pt", tmp_path, tmp_path)
+    with pytest.raises(InputError, match="Whisper's format"):
+        load_speech_model("bad.pt", tmp_path, tmp_path)
 
 def test_names_of_models():
     assert speech_model_name("noise") == "noise" and speech_model_name("large-v3") == "large-v3"
@@ -71,4 +81,5 @@ def test_a_file_that_holds_code_is_refused(tmp_path):
     class Code:
         def __reduce__(self): return print, ("this must not run",)
     torch.save({"dims": NOISE_DIMENSIONS, "model_state_dict": Code()}, tmp_path/"code.pt")
-    with pytest.raises(InputError, match="Whisper's format"): load_speech_model("code.pt", tmp_path, tmp_path)
+    with pytest.raises(InputError, match="Whisper's format"):
+        load_speech_model("code.pt", tmp_path, tmp_path)

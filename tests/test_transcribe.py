@@ -17,26 +17,38 @@ CLIPS = project_root()/"data/clips"
 
 def video(video_id="youtube_1", **given):
     "A row of the table `videos`."
-    return {"video_id": video_id, "platform": "youtube", "platform_id": "1", "duration_s": None, "status": "ok",
-            "caption": None, "clip": None, "clip_sha256": None, "captions_sha256": None} | given
+    empty = dict.fromkeys(
+        ("duration_s", "caption", "clip", "clip_sha256", "captions_sha256"))
+    row = {"video_id": video_id, "platform": "youtube", "platform_id": "1", "status": "ok"}
+    return row | empty | given
 
 def toy_cues(*texts, length=2.0, **signals):
     "Cues of two seconds each, one after the other."
-    rows = [(i * length, (i + 1) * length, t, *(signals.get(s) for s in SIGNALS)) for i, t in enumerate(texts)]
+    rows = [
+        (i * length, (i + 1) * length, t, *(signals.get(s) for s in SIGNALS))
+        for i, t in enumerate(texts)
+    ]
     cues = pl.DataFrame(rows, schema=CUES, orient="row")
-    words = [(i, a, b, w, None) for i, (s, e, t) in enumerate(cues.select("start_s", "end_s", "text").rows())
-             for a, b, w in cue_words(s, e, [t])]
+    words = [
+        (i, a, b, w, None)
+        for i, (s, e, t) in enumerate(cues.select("start_s", "end_s", "text").rows())
+        for a, b, w in cue_words(s, e, [t])
+    ]
     return cues, pl.DataFrame(words, schema=CUE_WORDS, orient="row")
 
 # %% ../nbs/02_transcribe.ipynb #judge_test
 def test_each_cue_has_the_reason_that_comes_first():
-    texts = ["[Music]", "step out", "thanks for watching", *["hey hey hey hey hey hey hey hey"] * 8, "why me", "..."]
+    loop = ["hey hey hey hey hey hey hey hey"] * 8
+    texts = ["[Music]", "step out", "thanks for watching", *loop, "why me", "..."]
     cues, words = toy_cues(*texts)
     judged = judge_cues(cues, pl.DataFrame([(2.0, 4.0), (6.5, 40.0)], schema=VOICE, orient="row"))
-    assert judged["reason"].to_list() == ["note", None, "no_voice", "loop_cut", *["loop"] * 7, None, "note"]
+    assert judged["reason"].to_list() == [
+        "note", None, "no_voice", "loop_cut", *["loop"] * 7, None, "note"]
     assert judged["heard"].to_list() == texts and judged["text"][3] == "hey"
     said = kept_words(words, judged)
-    assert said["text"].to_list() == ["step", "out", "hey", "why", "me"] and said["word"].to_list() == [0, 1, 2, 3, 4]
+    assert (
+        said["text"].to_list() == ["step", "out", "hey", "why", "me"]
+        and said["word"].to_list() == [0, 1, 2, 3, 4])
 
 def test_without_a_voice_detector_silence_is_no_reason():
     cues, _ = toy_cues("a b", "c d")
@@ -47,16 +59,22 @@ def test_whisper_s_signals_come_before_the_gate():
     cues, _ = toy_cues("a b", compression_ratio=9.0, avg_logprob=-0.1, no_speech_prob=0.0)
     assert judge_cues(cues, pl.DataFrame(schema=VOICE))["reason"].to_list() == ["repeats_itself"]
 
-said = st.sampled_from(["step out", "no no no", "hey " * 70, "go now " * 60 + "stop", "[Music]", ""])
+said = st.sampled_from(
+    ["step out", "no no no", "hey " * 70, "go now " * 60 + "stop", "[Music]", ""]
+)
 @given(st.lists(said, max_size=8))
 def test_the_words_are_the_text(texts):
     cues, words = toy_cues(*(" ".join(t.split()) for t in texts))
     judged = judge_cues(cues)
-    assert kept_words(words, judged)["text"].to_list() == " ".join(judged.filter("kept")["text"]).split()
+    assert (
+        kept_words(words, judged)["text"].to_list()
+        == " ".join(judged.filter("kept")["text"]).split()
+    )
 
 # %% ../nbs/02_transcribe.ipynb #video_test
 def transcript(row, root=None, hear=None, ask=None, **hearing):
-    return transcribe_video(row, Hearing(**hearing), hear, root or project_root(), ask)["transcript"]
+    root = root or project_root()
+    return transcribe_video(row, Hearing(**hearing), hear, root, ask)["transcript"]
 
 def test_captions_lose_what_nobody_said():
     text = transcript(video(clip="data/clips/youtube_9103.ogg"))["text"]
@@ -70,13 +88,20 @@ def test_videos_that_cannot_be_had_carry_their_reason(tmp_path):
     (tmp_path/"page.ogg").write_text("<html>")
     (tmp_path/"page.vtt").write_text("<html>")
     assert [transcript(row, tmp_path)["reason"] for row in (
-        video(status="private"), video(status="deleted"), video(), video(clip="empty.ogg"), video(clip="absent.ogg"),
-        video(clip="page.ogg"), video(clip="empty.ogg", duration_s=36000.0))] == [
-        "video_private", "video_deleted", "no_clip", "empty_clip", "no_clip", "unreadable_clip", "too_long"]
-    assert transcript(video(clip="page.ogg"), tmp_path, method="captions")["reason"] == "captions_unreadable"
+        video(status="private"), video(status="deleted"), video(), video(clip="empty.ogg"),
+        video(clip="absent.ogg"), video(clip="page.ogg"),
+        video(clip="empty.ogg", duration_s=36000.0))] == [
+        "video_private", "video_deleted", "no_clip", "empty_clip", "no_clip", "unreadable_clip",
+        "too_long"]
+    assert (
+        transcript(video(clip="page.ogg"), tmp_path, method="captions")["reason"]
+        == "captions_unreadable"
+    )
 
 def test_a_caption_of_the_released_list_is_taken_without_times():
-    row = transcribe_video(video(status="deleted", caption="step  out\nplease"), Hearing(), None, project_root())
+    row = transcribe_video(
+        video(status="deleted", caption="step  out\nplease"), Hearing(), None, project_root()
+    )
     assert row["transcript"]["text"] == "step out please" and row["words"][0]["start_s"] is None
 
 def test_a_list_s_text_without_times_does_not_stand_before_sound(tmp_path):
@@ -107,8 +132,10 @@ def test_whisper_hears_only_where_there_is_a_voice():
 def four(**changed):
     "Three videos whose text the released list holds, and one whose identifier is an attack."
     texts = {"a": "step out please", "b": "why me", "c": "no no no"} | changed
-    return pl.DataFrame([video(k, caption=t) for k, t in texts.items()] + [video("../../x")], schema_overrides={
-        "duration_s": pl.Float64, "caption": pl.String, "clip": pl.String})
+    return pl.DataFrame(
+        [video(k, caption=t) for k, t in texts.items()] + [video("../../x")],
+        schema_overrides={"duration_s": pl.Float64, "caption": pl.String, "clip": pl.String},
+    )
 
 def test_what_is_done_is_not_done_again_and_what_changed_is(tmp_path):
     work = tmp_path/"work"
@@ -127,7 +154,10 @@ def test_a_result_hangs_on_the_clip_its_captions_and_the_settings(tmp_path):
     (tmp_path/"a.en.vtt").write_text("WEBVTT")
     keys += [result_key(row, Hearing(), tmp_path), result_key(row, Hearing(gate=False), tmp_path)]
     (tmp_path/"a.ogg").write_bytes(b"other sound")
-    keys += [result_key(row, Hearing(), tmp_path), result_key(row | {"status": "deleted"}, Hearing(), tmp_path)]
+    keys += [
+        result_key(row, Hearing(), tmp_path),
+        result_key(row | {"status": "deleted"}, Hearing(), tmp_path),
+    ]
     assert len({*keys, result_key(row, Hearing(code=code_version(project_root())), tmp_path)}) == 6
     assert result_key(row | {"title": "x", "views": 7}, Hearing(), tmp_path) == keys[3]
 
@@ -167,15 +197,20 @@ def test_what_the_platform_refuses_today_is_asked_again_tomorrow(tmp_path):
         raise CaptionError("captions_blocked", platform_id)
     hearing = Hearing("captions", fetch=True)
     results = transcribe_videos(videos, hearing, tmp_path, tmp_path, ask=until_blocked(ask))
-    assert [r["transcript"]["reason"] for r in results] == ["captions_blocked"] * 2 and len(asked) == 1
+    assert (
+        [r["transcript"]["reason"] for r in results] == ["captions_blocked"] * 2
+        and len(asked) == 1)
     def found(platform_id, languages): return read_captions(CLIPS/"youtube_9108.en.vtt")[0], "en"
     again = transcribe_videos(videos, hearing, tmp_path, tmp_path, ask=until_blocked(found))
     assert [r["transcript"]["status"] for r in again] == ["ok", "ok"]
 
 def test_shards_share_the_work_and_a_last_run_finds_it(tmp_path):
     videos, work = four(), tmp_path/"work"
-    parts = [transcribe_videos(videos.filter(pl.Series([in_shard(v, s, 3) for v in videos["video_id"]])),
-                               Hearing(), work, tmp_path, shard=s, shards=3) for s in range(3)]
+    parts = [
+        transcribe_videos(
+            videos.filter(pl.Series([in_shard(v, s, 3) for v in videos["video_id"]])),
+            Hearing(), work, tmp_path, shard=s, shards=3)
+        for s in range(3)]
     assert sum(map(len, parts)) == len(videos)
     done = {p.name for p in work.iterdir()}
     whole = transcribe_videos(videos, Hearing(), work, tmp_path)
@@ -190,10 +225,16 @@ def test_tables_and_account_hold_every_video_and_cue(tmp_path):
     videos = four()
     tables = transcript_tables(transcribe_videos(videos, Hearing(), tmp_path/"work", tmp_path))
     assert tables["transcripts"]["video_id"].to_list() == videos["video_id"].to_list()
-    said = tables["words"].group_by("video_id", maintain_order=True).agg(pl.col("text").str.join(" "))
-    assert dict(said.rows()) == dict(tables["transcripts"].filter(status="ok").select("video_id", "text").rows())
+    said = (
+        tables["words"].group_by("video_id", maintain_order=True).agg(pl.col("text").str.join(" "))
+    )
+    assert dict(said.rows()) == dict(
+        tables["transcripts"].filter(status="ok").select("video_id", "text").rows()
+    )
     counted = transcribe_accounting(len(videos), tables["transcripts"], tables["cues"])
-    assert counted.filter(unit="video", measure="rejected").select("reason", "count").rows() == [("no_clip", 1)]
+    assert counted.filter(unit="video", measure="rejected").select("reason", "count").rows() == [
+        ("no_clip", 1)
+    ]
     empty = transcript_tables([])
     assert len(transcribe_accounting(0, empty["transcripts"], empty["cues"])) == 4
 
@@ -203,15 +244,18 @@ def test_speech_is_shown_only_of_sound_and_captions_that_ship(tmp_path):
     def shown(sound, captions, root=project_root()):
         return may_be_shown({"clip_sha256": sound}, {"caption_sha256": captions}, root)
     assert shown(sound, captions) and shown(sound, None)
-    assert not any((shown(None, captions), shown(sound, "0" * 64), shown("0" * 64, captions), shown(None, None),
-                    shown(sound, None, tmp_path)))
+    assert not any((
+        shown(None, captions), shown(sound, "0" * 64), shown("0" * 64, captions),
+        shown(None, None), shown(sound, None, tmp_path)))
 
 # %% ../nbs/02_transcribe.ipynb #planted_test
 def test_a_model_that_talks_through_silence_is_found_out():
     samples = decode_audio(CLIPS/"youtube_9107.ogg")
     def hear(samples, voice):
         rows = [(0.0, len(samples) / SAMPLE_RATE)] if voice is None else voice.rows()
-        return pl.DataFrame([(a, b, "words", -0.2, 0.1, 1.0) for a, b in rows], schema=CUES, orient="row"), None
+        return pl.DataFrame(
+            [(a, b, "words", -0.2, 0.1, 1.0) for a, b in rows], schema=CUES, orient="row"
+        ), None
     found = planted_silence(hear, samples, "talker", 6.0)
     assert dict(found.filter(signals=False).select("gate", "invented").rows())[False] == 1.0
     assert found.filter(gate=True)["invented"].max() < 0.1
@@ -226,14 +270,21 @@ def test_errors_are_counted_by_role():
     results = [transcribe_video(row, Hearing(), None, project_root()) for row in rows]
     tables = transcript_tables(results)
     errors = count_errors(tables["transcripts"], tables["cues"], reference)
-    kept, heard = (errors.filter(text=t, role="civilian")["insertions"].sum() for t in ("kept", "heard"))
+    kept, heard = (
+        errors.filter(text=t, role="civilian")["insertions"].sum() for t in ("kept", "heard")
+    )
     assert heard > 50 and kept < 5 and set(errors["video_id"]) == {"youtube_9101", "youtube_9105"}
 
 # %% ../nbs/02_transcribe.ipynb #egress_test
 def test_captions_and_weights_are_asked_for_only_where_they_are_wanted():
     def out(**more):
-        params = {"method": "auto", "speech_model": "noise", "fetch": False, "planted_clip": ""} | more
+        params = {
+            "method": "auto", "speech_model": "noise", "fetch": False, "planted_clip": ""} | more
         return egress(SimpleNamespace(params=params))
     assert out() == out(speech_model="mine.pt") == out(speech_model="tiny", method="captions") == []
     assert out(fetch=True) == ["youtube.com"] and out(fetch=True, method="whisper") == []
-    assert out(speech_model="tiny") == out(speech_model="tiny", method="captions", planted_clip="x.ogg") != []
+    assert (
+        out(speech_model="tiny")
+        == out(speech_model="tiny", method="captions", planted_clip="x.ogg")
+        != []
+    )
