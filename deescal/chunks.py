@@ -22,8 +22,10 @@ class Chunk(NamedTuple):
     start_s: float
     end_s: float
 
+# %% ../nbs/04d_chunks.ipynb #plan_chunks
 def plan_chunks(whole, longest, overlap):
-    "The chunk `whole` in equal chunks of at most `longest` seconds, each with `overlap` seconds of the one before."
+    """The chunk `whole` in equal chunks of at most `longest` seconds, each with `overlap`
+    seconds of the one before."""
     length = whole.end_s - whole.start_s
     if length <= longest: return [whole]
     overlap = min(overlap, longest / 2)
@@ -33,34 +35,42 @@ def plan_chunks(whole, longest, overlap):
     return [Chunk(whole.scenario_id, a, min(a + step + overlap, whole.end_s)) for a in starts]
 
 # %% ../nbs/04d_chunks.ipynb #words
-WORD = {"segment": pl.Int64, "place": pl.Int64, "time": pl.Float64, "speaker_label": pl.String, "word": pl.String,
-        "start_s": pl.Float64, "end_s": pl.Float64, "whole": pl.Int64}
+WORD = {"segment": pl.Int64, "place": pl.Int64, "time": pl.Float64, "speaker_label": pl.String,
+        "word": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "whole": pl.Int64}
 
 def segment_words(segments, pace=0.5):
-    "One row a word of `segments`: its segment, place in it, and time; `pace`: seconds a word at most, without an end."
+    """One row a word of `segments`: its segment, place in it, and time; `pace`: seconds a word
+    at most, without an end."""
     s = segments.with_row_index("segment").with_columns(
         pl.col("segment").cast(pl.Int64), pl.col("text").str.split(" ").list.eval(
             pl.element().filter(pl.element() != "")).alias("word"))
     s = s.with_columns(whole=pl.col("word").list.len().cast(pl.Int64))
     until = pl.col("start_s").shift(-1).fill_null(float("inf"))
-    guess = pl.min_horizontal(pl.max_horizontal(until, pl.col("start_s")), pl.col("start_s") + pace * pl.col("whole"))
-    s = s.with_columns(last=pl.col("end_s").fill_null(guess)).filter(pl.col("whole") > 0).explode("word")
+    guess = pl.min_horizontal(pl.max_horizontal(until, pl.col("start_s")),
+                              pl.col("start_s") + pace * pl.col("whole"))
+    s = s.with_columns(
+        last=pl.col("end_s").fill_null(guess)).filter(pl.col("whole") > 0).explode("word")
     s = s.with_columns(place=pl.int_range(pl.len(), dtype=pl.Int64).over("segment"))
     share = (pl.col("place") + 0.5) / pl.col("whole")
-    return s.with_columns(time=pl.col("start_s") + (pl.col("last") - pl.col("start_s")) * share).select(
-        pl.col(c).cast(t) for c, t in WORD.items())
+    return s.with_columns(
+        time=pl.col("start_s") + (pl.col("last") - pl.col("start_s")) * share
+    ).select(pl.col(c).cast(t) for c, t in WORD.items())
 
 # %% ../nbs/04d_chunks.ipynb #seam
 def _plain(words): return [re.sub(r"\W+", "", w.lower()) or w for w in words]
 
 def _common(left, right, begin, end, slack=3.0):
-    "(matcher, its first word on the left, on the right) for the words near the overlap from `begin` to `end` seconds."
+    """(matcher, its first word on the left, on the right) for the words near the overlap from
+    `begin` to `end` seconds."""
     a = int((left["time"] < begin - slack).sum())
     b = int((right["time"] <= end + slack).sum())
-    return SequenceMatcher(None, _plain(left["word"][a:]), _plain(right["word"][:b]), autojunk=False), a
+    return SequenceMatcher(None, _plain(left["word"][a:]), _plain(right["word"][:b]),
+                           autojunk=False), a
 
+# %% ../nbs/04d_chunks.ipynb #find_seam
 def find_seam(left, right, begin, end):
-    "(words to keep on the left, words to drop on the right, (left word, right word) pairs that are the same)."
+    """(words to keep on the left, words to drop on the right, (left word, right word) pairs that
+    are the same)."""
     matcher, a = _common(left, right, begin, end)
     best = matcher.find_longest_match()
     pairs = [(a + m.a + i, m.b + i) for m in matcher.get_matching_blocks() for i in range(m.size)]
@@ -72,19 +82,25 @@ def find_seam(left, right, begin, end):
 _NUMBERED = re.compile(r"Speaker (\d+)$")
 
 def _votes(left, right):
-    "(labels of the left, of the right, votes by who speaks at the same time). Both in order of time."
-    ours, theirs = (words["speaker_label"].unique(maintain_order=True).to_list() for words in (left, right))
+    """(labels of the left, of the right, votes by who speaks at the same time). Both in order of
+    time."""
+    ours, theirs = (words["speaker_label"].unique(maintain_order=True).to_list()
+                    for words in (left, right))
     votes = np.zeros((len(ours), len(theirs)))
-    near = right.join_asof(left.select("time", other="speaker_label"), on="time", strategy="nearest", tolerance=0.5)
+    near = right.join_asof(left.select("time", other="speaker_label"), on="time",
+                           strategy="nearest", tolerance=0.5)
     for label, other in near.drop_nulls("other").select("speaker_label", "other").rows():
         votes[ours.index(other), theirs.index(label)] += 0.2
     return ours, theirs, votes
 
+# %% ../nbs/04d_chunks.ipynb #match_voices
 def match_voices(left, right, pairs):
-    "Names of the right answer's voices in terms of the left's: label -> label. `pairs`: words that are the same."
+    """Names of the right answer's voices in terms of the left's: label -> label. `pairs`: words
+    that are the same."""
     from scipy.optimize import linear_sum_assignment
     ours, theirs, votes = _votes(left.sort("time"), right.sort("time"))
-    for i, j in pairs: votes[ours.index(left["speaker_label"][i]), theirs.index(right["speaker_label"][j])] += 1
+    for i, j in pairs:
+        votes[ours.index(left["speaker_label"][i]), theirs.index(right["speaker_label"][j])] += 1
     for i, name in enumerate(ours):
         if name in theirs and not _NUMBERED.match(name): votes[i, theirs.index(name)] += 1e6
     named = {theirs[j]: ours[i] for i, j in zip(*linear_sum_assignment(-votes)) if votes[i, j] > 0}
@@ -92,19 +108,25 @@ def match_voices(left, right, pairs):
     for label in theirs:  # in order of appearance: each new voice takes the next number
         if label in named: continue
         if _NUMBERED.match(label) or label in ours: numbers.append(max(numbers, default=0) + 1)
-        named[label] = f"Speaker {numbers[-1]}" if _NUMBERED.match(label) or label in ours else label
+        named[label] = (
+            f"Speaker {numbers[-1]}" if _NUMBERED.match(label) or label in ours else label)
     return named
 
 # %% ../nbs/04d_chunks.ipynb #stitch
 def _segments_again(words):
-    "Segments from words; one that the seam has cut ends, or begins, with the words that are left of it."
+    """Segments from words; one that the seam has cut ends, or begins, with the words that are
+    left of it."""
     first, last = pl.col("place").first() == 0, pl.col("place").last() == pl.col("whole").last() - 1
     return words.group_by("segment", maintain_order=True).agg(
         pl.lit("").alias("recording"),
-        pl.when(first).then(pl.col("start_s").first()).otherwise(pl.col("time").first()).alias("start_s"),
-        pl.when(last).then(pl.col("end_s").last()).otherwise(pl.col("time").last()).alias("end_s"),
-        pl.col("speaker_label").first(), pl.col("word").str.join(" ").alias("text")).select(*SEGMENT)
+        pl.when(first).then(pl.col("start_s").first())
+        .otherwise(pl.col("time").first()).alias("start_s"),
+        pl.when(last).then(pl.col("end_s").last())
+        .otherwise(pl.col("time").last()).alias("end_s"),
+        pl.col("speaker_label").first(),
+        pl.col("word").str.join(" ").alias("text")).select(*SEGMENT)
 
+# %% ../nbs/04d_chunks.ipynb #stitch_both
 def stitch(
     first, second,  # segments of two chunks, in seconds of the recording
     begin, end,     # where the second chunk begins and the first one ends: the overlap
@@ -114,9 +136,13 @@ def stitch(
     if not len(left) or not len(right): return _segments_again(left if len(left) else right)
     keep, drop, pairs = find_seam(left, right, begin, end)
     voices = match_voices(left, right, pairs)
-    right = right.with_columns(pl.col("speaker_label").replace_strict(voices), pl.col("segment") + len(first))[drop:]
+    right = right.with_columns(pl.col("speaker_label").replace_strict(voices),
+                               pl.col("segment") + len(first))[drop:]
     left = left[:keep]
-    if len(left) and len(right) and right["place"][0] > 0 and left["speaker_label"][-1] == right["speaker_label"][0]:
-        same = pl.col("segment") == right["segment"][0]  # the seam runs through one sentence: it stays one segment
-        right = right.with_columns(segment=pl.when(same).then(left["segment"][-1]).otherwise(pl.col("segment")))
+    if (len(left) and len(right) and right["place"][0] > 0
+        and left["speaker_label"][-1] == right["speaker_label"][0]):
+        # the seam runs through one sentence: it stays one segment
+        same = pl.col("segment") == right["segment"][0]
+        right = right.with_columns(segment=pl.when(same).then(left["segment"][-1])
+                                   .otherwise(pl.col("segment")))
     return _segments_again(pl.concat([left, right]))

@@ -33,10 +33,15 @@ from .transcribe import no_sound_left
 
 # %% ../nbs/05_diarize.ipynb #plan
 def files_made(folder):
-    "scenario_id -> path of the segments that other programs made, in `folder`; the first by name where two are one's."
-    paths = sorted(p for p in Path(folder).glob("*") if p.suffix.lower() in READERS) if Path(folder).is_dir() else []
+    """scenario_id -> path of the segments that other programs made, in `folder`.
+
+    Where two files are one scenario's, the first by name counts."""
+    paths = sorted(
+        p for p in Path(folder).glob("*") if p.suffix.lower() in READERS
+    ) if Path(folder).is_dir() else []
     return {safe_id(p.stem): p for p in reversed(paths)}
 
+# %% ../nbs/05_diarize.ipynb #plan_scenarios
 def plan_scenarios(
     videos,    # video_id, status, reason, clip
     labelled,  # identifiers that come with labels
@@ -50,10 +55,14 @@ def plan_scenarios(
         "video_id": pl.String, "status": pl.String})], how="diagonal")
     id_ = pl.col("video_id")
     no_sound = pl.col("clip").is_null()
-    way = pl.when(id_.is_in(list(labelled))).then(pl.lit("labelled")).when(id_.is_in(list(made))).then(
-        pl.lit("read")).when(no_sound).then(pl.lit("none")).otherwise(pl.lit(method))
-    reason = pl.when(pl.col("way") == "none").then(pl.when(~no_sound).then(pl.lit("no_method")).otherwise(
-        pl.coalesce("why", pl.lit("no_sound"))))
+    way = (
+        pl.when(id_.is_in(list(labelled))).then(pl.lit("labelled"))
+        .when(id_.is_in(list(made))).then(pl.lit("read"))
+        .when(no_sound).then(pl.lit("none"))
+        .otherwise(pl.lit(method)))
+    reason = pl.when(pl.col("way") == "none").then(
+        pl.when(~no_sound).then(pl.lit("no_method"))
+        .otherwise(pl.coalesce("why", pl.lit("no_sound"))))
     return v.with_columns(way=way).select(
         scenario_id="video_id", method="way", clip="clip", reason=reason).sort("scenario_id")
 
@@ -65,17 +74,21 @@ def words_of(words, cues, video_id):
     mine = words.filter(video_id=video_id).sort("word").select(*TIMED)
     if len(mine): return mine
     kept = cues.filter(pl.col("kept"), video_id=video_id).sort("cue").with_columns(
-        speaker_label=pl.lit(""), text=pl.col("text").str.replace_all(r"\s+", " ").str.strip_chars())
+        speaker_label=pl.lit(""),
+        text=pl.col("text").str.replace_all(r"\s+", " ").str.strip_chars())
     half = (pl.col("end_s") - pl.col("start_s")) / pl.col("whole") / 2
-    return segment_words(kept).select(start_s=pl.col("time") - half, end_s=pl.col("time") + half, text="word")
+    return segment_words(kept).select(
+        start_s=pl.col("time") - half, end_s=pl.col("time") + half, text="word")
 
 # %% ../nbs/05_diarize.ipynb #hear
 def _heard(path, max_s):
     "Length and voices of a clip, or why there are none, as JSON holds them."
     try: samples = decode_audio(path, max_s)
     except AudioError as e: return {"reason": e.reason}
-    return {"seconds": len(samples) / SAMPLE_RATE, "voice": voice_stretches(speech_probability(samples)).rows()}
+    return {"seconds": len(samples) / SAMPLE_RATE,
+            "voice": voice_stretches(speech_probability(samples)).rows()}
 
+# %% ../nbs/05_diarize.ipynb #kept_hearing
 def kept_hearing(
     sid, make,  # scenario, and what hears it
     work,       # folder where it is kept
@@ -83,7 +96,8 @@ def kept_hearing(
     settings,   # what else decides it: anything JSON can hold
     removed=(), # scenarios whose sound is gone
 ):
-    "What `make()` hears in a clip, or heard before. `InputError` where it is not known and the sound is gone."
+    """What `make()` hears in a clip, or heard before. `InputError` where it is not known and the
+    sound is gone."""
     path = Path(work)/f"{safe_id(sid)}.heard.{digest(settings, hashes[sid], length=24)}.json"
     try: return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError): pass
@@ -92,21 +106,28 @@ def kept_hearing(
     if found.get("reason") != "no_clip": write_text(path, json.dumps(found))
     return found
 
+# %% ../nbs/05_diarize.ipynb #hear_all
 def hear(clips, max_s, progress=True, keep=lambda sid, make: make()):
-    """({scenario_id: (seconds, voice)}, {scenario_id: reason}) of `clips` (scenario_id -> path). `voice` is a frame of
-    start_s and end_s; `keep` may know what was heard before (`kept_hearing`)."""
+    """({scenario_id: (seconds, voice)}, {scenario_id: reason}) of `clips` (scenario_id -> path).
+
+    `voice` is a frame of start_s and end_s; `keep` may know what was heard before
+    (`kept_hearing`)."""
     heard, rejected = {}, {}
     for sid, path in tqdm(clips.items(), desc="clips", unit="clip", disable=not progress):
         found = keep(sid, partial(_heard, path, max_s))
         if "reason" in found: rejected[sid] = found["reason"]
-        else: heard[sid] = found["seconds"], pl.DataFrame(found["voice"], schema=VOICE, orient="row")
+        else:
+            heard[sid] = found["seconds"], pl.DataFrame(found["voice"], schema=VOICE, orient="row")
     return heard, rejected
 
+# %% ../nbs/05_diarize.ipynb #spoken_within
 def spoken_within(voice, chunk):
-    "First and last second, from the start of `chunk`, in which there is a voice in it; () where there is none."
+    """First and last second, from the start of `chunk`, in which there is a voice in it; ()
+    where there is none."""
     inside = voice.filter((pl.col("end_s") > chunk.start_s) & (pl.col("start_s") < chunk.end_s))
     if not len(inside): return ()
-    return (max(inside["start_s"].min() - chunk.start_s, 0.0), min(inside["end_s"].max(), chunk.end_s) - chunk.start_s)
+    return (max(inside["start_s"].min() - chunk.start_s, 0.0),
+            min(inside["end_s"].max(), chunk.end_s) - chunk.start_s)
 
 # %% ../nbs/05_diarize.ipynb #local
 def _kept_turns(path, make):
@@ -116,6 +137,7 @@ def _kept_turns(path, make):
     with atomic(path) as tmp: turns.write_parquet(tmp)
     return turns
 
+# %% ../nbs/05_diarize.ipynb #turns_here
 def turns_here(
     chunk,
     sound,      # scenario_id -> samples
@@ -127,29 +149,36 @@ def turns_here(
     hashes=None,# scenario_id -> SHA-256 of its clip; with it, turns that are kept need no sound
 ):
     "Who speaks when in a chunk, in seconds of the recording (04b)."
-    def part(): return sound(chunk.scenario_id)[round(chunk.start_s * SAMPLE_RATE):round(chunk.end_s * SAMPLE_RATE)]
+    def part():
+        return sound(chunk.scenario_id)[
+            round(chunk.start_s * SAMPLE_RATE):round(chunk.end_s * SAMPLE_RATE)]
     voice = heard[chunk.scenario_id][1].select(pl.col("start_s", "end_s") - chunk.start_s).filter(
         pl.col("end_s") > 0).with_columns(pl.col("start_s").clip(0))
     if hashes: of = [hashes[chunk.scenario_id], chunk.start_s, chunk.end_s]
     else: of = hashlib.sha256(part().tobytes()).hexdigest()
     path = Path(work)/f"{digest(settings, plain, of, voice.rows(), length=24)}.parquet"
-    def make(): return speaker_turns(evenly_loud(only_voices(part(), voice)) if plain else part(), diarizer)
+    def make():
+        return speaker_turns(evenly_loud(only_voices(part(), voice)) if plain else part(), diarizer)
     return _kept_turns(path, make).with_columns(pl.col("start_s", "end_s") + chunk.start_s)
 
+# %% ../nbs/05_diarize.ipynb #diarize_here
 def diarize_here(
     chunks,
     words,  # scenario_id -> its words
     turns,  # chunk -> its turns: `turns_here` with all it needs
     heard,  # scenario_id -> (seconds, voice)
 ):
-    "The method `local`: [(segments or None, reason)], one for each chunk; in seconds of the recording."
+    """The method `local`: [(segments or None, reason)], one for each chunk; in seconds of the
+    recording."""
     middle, out = (pl.col("start_s") + pl.col("end_s")) / 2, []
     for chunk in tqdm(chunks, desc="diarization", unit="chunk"):
-        until = chunk.end_s if chunk.end_s < heard[chunk.scenario_id][0] else float("inf")  # past the end: a fault
-        said = words(chunk.scenario_id).filter(((middle >= chunk.start_s) & (middle < until)).fill_null(True))
+        until = chunk.end_s if chunk.end_s < heard[chunk.scenario_id][0] else float("inf")
+        said = words(chunk.scenario_id).filter(
+            ((middle >= chunk.start_s) & (middle < until)).fill_null(True))
         out.append(_spoken(said, turns(chunk)))
     return out
 
+# %% ../nbs/05_diarize.ipynb #spoken
 def _spoken(said, turns):
     "(segments of words and turns, '') or (None, reason)."
     if not len(said): return None, "no_words"
@@ -159,8 +188,8 @@ def _spoken(said, turns):
 
 # %% ../nbs/05_diarize.ipynb #read_way
 def read_made(path, scenario_id, said):
-    """((segments or None, reason), rejects) of the file at `path`; segments without text get the words `said`.
-    Rejects: line, reason, detail."""
+    """((segments or None, reason), rejects) of the file at `path`; segments without text get the
+    words `said`. Rejects: line, reason, detail."""
     try: segments, rejects = read_segments(path.read_bytes(), path.suffix, scenario_id)
     except InputError: return (None, "unreadable_file"), None
     if not len(segments): return (None, "no_segments"), rejects
@@ -168,13 +197,15 @@ def read_made(path, scenario_id, said):
     return (segments.filter(pl.col("text") != ""), ""), rejects
 
 # %% ../nbs/05_diarize.ipynb #rounds
-HOPELESS = ("key_refused", "quota", "no_such_model", "budget", "no_llm", "unreachable", "no_words", "no_times",
-            "unreadable_file")
+HOPELESS = ("key_refused", "quota", "no_such_model", "budget", "no_llm", "unreachable",
+            "no_words", "no_times", "unreadable_file")
 
 def answers_in_rounds(wholes, method, faults, longest, overlap, rounds=3, shortest=20.0):
-    """({Chunk: (segments or None, fault)}, chunks asked by scenario) for the recordings `wholes` (Chunks).
+    """({Chunk: (segments or None, fault)}, chunks asked by scenario) for the recordings `wholes`
+    (Chunks).
 
-    `faults(chunk, segments)` names what is wrong. A chunk with a fault is halved, down to `shortest` seconds."""
+    `faults(chunk, segments)` names what is wrong. A chunk with a fault is halved, down to
+    `shortest` seconds."""
     todo, done, asked = [c for w in wholes for c in plan_chunks(w, longest, overlap)], {}, Counter()
     for last in (*[False] * (rounds - 1), True):
         again = []
@@ -182,7 +213,8 @@ def answers_in_rounds(wholes, method, faults, longest, overlap, rounds=3, shorte
             asked[chunk.scenario_id] += 1
             wrong = [reason or "no_answer"] if segments is None else faults(chunk, segments)
             half = (chunk.end_s - chunk.start_s + overlap) / 2
-            if wrong and not last and wrong[0] not in HOPELESS and shortest <= half < chunk.end_s - chunk.start_s:
+            if (wrong and not last and wrong[0] not in HOPELESS
+                and shortest <= half < chunk.end_s - chunk.start_s):
                 again += plan_chunks(chunk, half, overlap)
             else: done[chunk] = (segments, wrong[0] if wrong else "")
         todo = again
@@ -190,7 +222,8 @@ def answers_in_rounds(wholes, method, faults, longest, overlap, rounds=3, shorte
 
 # %% ../nbs/05_diarize.ipynb #together
 def put_together(whole, parts, faults):
-    "(segments or None, reason) of a recording from its chunks' answers, in order: {Chunk: (segments or None, fault)}."
+    """(segments or None, reason) of a recording from its chunks' answers, in order: {Chunk:
+    (segments or None, fault)}."""
     out, until = None, whole.start_s
     for chunk, (segments, fault) in sorted(parts.items(), key=lambda p: p[0].start_s):
         if fault: return None, fault
@@ -201,44 +234,55 @@ def put_together(whole, parts, faults):
 
 # %% ../nbs/05_diarize.ipynb #check
 def checker(heard):
-    "The check of an answer to a chunk, by the voices heard in it. A chunk in which nobody speaks may be empty."
+    """The check of an answer to a chunk, by the voices heard in it. A chunk in which nobody
+    speaks may be empty."""
     def faults(chunk, segments):
-        spoken = spoken_within(heard[chunk.scenario_id][1], chunk) if heard.get(chunk.scenario_id) else None
+        spoken = (
+            spoken_within(heard[chunk.scenario_id][1], chunk) if heard.get(chunk.scenario_id)
+            else None)
         if spoken == () and not len(segments): return []
         inside = segments.with_columns(pl.col("start_s", "end_s") - chunk.start_s)
         return answer_faults(inside, chunk.end_s - chunk.start_s, spoken)
     return faults
 
 # %% ../nbs/05_diarize.ipynb #kept
-PASSING_FAULTS = ("key_refused", "quota", "no_such_model", "budget", "no_llm", "unreachable", "timeout", "rate_limit",
-                  "dropped", "server_error", "rejected", "unknown", "bad_reply", "no_answer")
+PASSING_FAULTS = ("key_refused", "quota", "no_such_model", "budget", "no_llm", "unreachable",
+                  "timeout", "rate_limit", "dropped", "server_error", "rejected", "unknown",
+                  "bad_reply", "no_answer")
 
 def keep_answer(path, segments, reason, asked):
     "Keep what became of a recording at `path`, unless it may be otherwise tomorrow."
     if reason in PASSING_FAULTS: return
     rows = None if segments is None else segments.select(SEGMENT.keys()).rows()
-    write_text(path, json.dumps({"segments": rows, "reason": reason, "asked": asked}, ensure_ascii=False))
+    write_text(path,
+               json.dumps({"segments": rows, "reason": reason, "asked": asked}, ensure_ascii=False))
 
 def kept_answer(path):
     "(segments or None, reason, chunks asked) that are kept at `path`, or None."
     try: found = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError): return None
     rows = found["segments"]
-    return (None if rows is None else pl.DataFrame(rows, schema=SEGMENT, orient="row")), found["reason"], found["asked"]
+    return (None if rows is None
+            else pl.DataFrame(rows, schema=SEGMENT, orient="row")), found["reason"], found["asked"]
 
+# %% ../nbs/05_diarize.ipynb #removed
 def remove_chunks(work):
     "Remove the chunks of sound in `work` that were sent to a model."
-    for path in [*Path(work).glob("*.wav"), *Path(work).glob("*.flac")]: path.unlink(missing_ok=True)
+    for path in [*Path(work).glob("*.wav"), *Path(work).glob("*.flac")]:
+        path.unlink(missing_ok=True)
 
 def remove_fetched(paths, folder, reasons):
-    "Remove those clips of `paths` (scenario_id -> path) that lie below `folder`; not where `reasons` may be mended."
+    """Remove those clips of `paths` (scenario_id -> path) that lie below `folder`; not where
+    `reasons` may be mended."""
     for sid, path in paths.items():
-        if reasons.get(sid) not in PASSING_FAULTS and Path(folder).resolve() in path.resolve().parents:
+        if (reasons.get(sid) not in PASSING_FAULTS
+            and Path(folder).resolve() in path.resolve().parents):
             path.unlink(missing_ok=True)
 
 # %% ../nbs/05_diarize.ipynb #copy
 def copy_labelled(found, folder):
-    "Copy released transcripts (as `find_transcripts` returns them) into `folder`: {scenario_id: path below it}."
+    """Copy released transcripts (as `find_transcripts` returns them) into `folder`:
+    {scenario_id: path below it}."""
     out = {}
     for path, name, sid, *_ in found:  # a loop over files
         target = Path(folder)/Path(name).parent/path.name
@@ -247,13 +291,17 @@ def copy_labelled(found, folder):
         out[sid] = target.relative_to(folder).as_posix()
     return out
 
+# %% ../nbs/05_diarize.ipynb #write_diarized
 def write_diarized(segments, folder):
-    "Write a scenario's CSV and text file into `folder` for each scenario of `segments`: {scenario_id: path below it}."
+    """Write a scenario's CSV and text file into `folder` for each scenario of `segments`:
+    {scenario_id: path below it}."""
     (Path(folder)/"txt").mkdir(parents=True, exist_ok=True)
     out = {}
-    for (sid,), s in segments.sort("scenario_id", "segment").group_by("scenario_id", maintain_order=True):
+    for (sid,), s in segments.sort("scenario_id", "segment").group_by(
+            "scenario_id", maintain_order=True):
         (Path(folder)/f"{sid}.csv").write_text(released_csv(s), encoding="utf-8", newline="")
-        (Path(folder)/"txt"/f"{sid}.txt").write_text(released_txt(s, sid), encoding="utf-8", newline="")
+        (Path(folder)/"txt"/f"{sid}.txt").write_text(released_txt(s, sid), encoding="utf-8",
+                                                     newline="")
         out[sid] = f"{sid}.csv"
     return out
 
@@ -263,41 +311,57 @@ def gather(answers, method):
     empty = pl.DataFrame(schema=TABLES["segments"].schema)
     return pl.concat([empty, *(
         s.sort("start_s", maintain_order=True).select(
-            scenario_id=pl.lit(sid), segment=pl.int_range(pl.len(), dtype=pl.Int64), start_s="start_s", end_s="end_s",
-            speaker_label="speaker_label", text="text", method=pl.lit(method)) for sid, s in answers.items())])
+            scenario_id=pl.lit(sid), segment=pl.int_range(pl.len(), dtype=pl.Int64),
+            start_s="start_s", end_s="end_s", speaker_label="speaker_label", text="text",
+            method=pl.lit(method)) for sid, s in answers.items())])
 
+# %% ../nbs/05_diarize.ipynb #labelled_segments
 def labelled_segments(turns):
-    "Table `segments` of turns that came with labels (05a): one segment a turn, in the order of the file."
+    """Table `segments` of turns that came with labels (05a): one segment a turn, in the order of
+    the file."""
     return turns.select(
-        "scenario_id", segment="turn", start_s="start_s", end_s=pl.lit(None, pl.Float64), speaker_label="speaker_label",
-        text="text", method=pl.lit("labelled")).select(TABLES["segments"].schema.keys())
+        "scenario_id", segment="turn", start_s="start_s", end_s=pl.lit(None, pl.Float64),
+        speaker_label="speaker_label", text="text",
+        method=pl.lit("labelled")).select(TABLES["segments"].schema.keys())
 
 # %% ../nbs/05_diarize.ipynb #outcome
-def describe_diarizations(plan, segments, reasons, sources, written, folder, seconds, asked, hashes=None):
-    """Table `diarizations`. `reasons`: scenario_id -> why it was rejected; `sources`: -> (name, path); `written`: -> path
-    below `folder`; `seconds`, `asked`: -> numbers; `hashes`: -> SHA-256 of a clip, for one that is gone."""
+def describe_diarizations(plan, segments, reasons, sources, written, folder, seconds, asked,
+                          hashes=None):
+    """Table `diarizations`.
+
+    `reasons`: scenario_id -> why it was rejected; `sources`: -> (name, path); `written`: -> path
+    below `folder`; `seconds`, `asked`: -> numbers; `hashes`: -> SHA-256 of a clip, for one that is
+    gone."""
     counts = segments.group_by("scenario_id").agg(
-        pl.len().cast(pl.Int64).alias("segments"), pl.col("speaker_label").n_unique().cast(pl.Int64).alias("speakers"),
+        pl.len().cast(pl.Int64).alias("segments"),
+        pl.col("speaker_label").n_unique().cast(pl.Int64).alias("speakers"),
         pl.col("text").str.count_matches(r"\S+").sum().cast(pl.Int64).alias("words"))
     def row(sid, method, reason):
         why, (name, path) = reasons.get(sid, reason), sources.get(sid, (None, None))
         file = written.get(sid)
-        return (sid, method, "rejected" if why else "ok", why or None, name,
-                file_sha256(path) if path and Path(path).is_file() else (hashes or {}).get(sid), file,
-                file_sha256(Path(folder)/file) if file else None, seconds.get(sid), int(asked.get(sid, 0)))
-    rows = pl.DataFrame([row(*r) for r in plan.select("scenario_id", "method", "reason").rows()], orient="row", schema={
-        k: TABLES["diarizations"].schema[k] for k in ("scenario_id", "method", "status", "reason", "source",
-            "source_sha256", "file", "sha256", "seconds", "asked")})
+        return (
+            sid, method, "rejected" if why else "ok", why or None, name,
+            file_sha256(path) if path and Path(path).is_file() else (hashes or {}).get(sid),
+            file, file_sha256(Path(folder)/file) if file else None,
+            seconds.get(sid), int(asked.get(sid, 0)))
+    rows = pl.DataFrame(
+        [row(*r) for r in plan.select("scenario_id", "method", "reason").rows()], orient="row",
+        schema={k: TABLES["diarizations"].schema[k] for k in (
+            "scenario_id", "method", "status", "reason", "source", "source_sha256", "file",
+            "sha256", "seconds", "asked")})
     return rows.join(counts, on="scenario_id", how="left").with_columns(
         pl.col("segments", "speakers", "words").fill_null(0))
 
+# %% ../nbs/05_diarize.ipynb #accounts
 def diarize_accounting(diarizations, n_scenarios, n_rows, row_rejects, row_segments, forgotten=0):
     "Scenarios, and rows of files that were read, in and out (table `accounting`)."
     bad = diarizations.filter(status="rejected")["reason"].value_counts().sort("reason").rows()
     if forgotten: bad.append(("forgotten", forgotten))
     return pl.concat([
-        account("diarize", "scenario", n_scenarios, int((diarizations["status"] == "ok").sum()), rejected=dict(bad)),
-        account("diarize", "row", n_rows, row_segments, rejected=dict(sorted(row_rejects.items())))])
+        account("diarize", "scenario", n_scenarios, int((diarizations["status"] == "ok").sum()),
+                rejected=dict(bad)),
+        account("diarize", "row", n_rows, row_segments,
+                rejected=dict(sorted(row_rejects.items())))])
 
 # %% ../nbs/05_diarize.ipynb #facts
 def facts(job):
@@ -305,7 +369,8 @@ def facts(job):
     p, out = job.params, []
     if p["labelled"]:
         try: n = len(find_transcripts(job.run.path(p["labelled"])))
-        except InputError as e: out.append(("MISSING", f"labelled {p['labelled']}", f"{e.what}; {e.remedy}"))
+        except InputError as e:
+            out.append(("MISSING", f"labelled {p['labelled']}", f"{e.what}; {e.remedy}"))
         else: out.append(("ok", f"labelled {p['labelled']}", f"{n:,} transcripts"))
     if p["method"] == "local":
         from deescal.speakers import check_graph, find_graph
@@ -314,23 +379,29 @@ def facts(job):
                 out.append(("ok", f"{kind} model", "built by 04b, without weights"))
                 continue
             try:
-                check_graph(kind, find_graph(kind, p[kind], p[f"{kind}_revision"], p[f"{kind}_sha256"], job.run.root))
+                check_graph(kind, find_graph(kind, p[kind], p[f"{kind}_revision"],
+                                             p[f"{kind}_sha256"], job.run.root))
                 out.append(("ok", f"{kind} model", p[kind]))
-            except InputError as e: out.append(("MISSING", f"{kind} model", f"{e.what}; {e.remedy}"))
+            except InputError as e:
+                out.append(("MISSING", f"{kind} model", f"{e.what}; {e.remedy}"))
     if p["method"] == "gemini":
         from deescal.llm import Door, destination, door_lacks
         door = Door(p["llm"], p["llm_model"], p["base_url"])
         out += [("MISSING", what, remedy) for what, remedy in door_lacks(door)]
-        out.append(("ok", "sound leaves this host", f"to {destination(door)}") if p["llm"] != "none" else
-                   ("MISSING", "a model that listens", "set diarize.llm to google or openai, or diarize.method to local"))
+        out.append(
+            ("ok", "sound leaves this host", f"to {destination(door)}") if p["llm"] != "none" else
+            ("MISSING", "a model that listens",
+             "set diarize.llm to google or openai, or diarize.method to local"))
     return out
 
 # %% ../nbs/05_diarize.ipynb #egress
 def egress(job):
-    "The hosts that this stage could send something to: sound to the model that listens, else a question for weights."
+    """The hosts that this stage could send something to: sound to the model that listens, else a
+    question for weights."""
     p = job.params
     if p["method"] == "gemini":
         from deescal.llm import Door, destination
         return [destination(Door(p["llm"], p["llm_model"], p["base_url"]))]
-    named = [p[kind] for kind in ("segmentation", "embedding") if p["method"] == "local" and p[kind]]
+    named = [p[kind] for kind in ("segmentation", "embedding")
+             if p["method"] == "local" and p[kind]]
     return [hub_host() for name in named if not (job.run.root/Path(name).expanduser()).is_file()]

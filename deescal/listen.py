@@ -23,12 +23,15 @@ class HeardVoice(BaseModel):
     voice: int = Field(description="number of the voice, from 1")
     name: str = Field("", description="name, if it is said; else empty")
     company: str = Field("", description="agency or company, if it is said; else empty")
-    position: str = Field("", description="rank or position, such as Officer or Deputy, if it is known; else empty")
-    role: str = Field("", description="part played here, such as driver, mother or witness, if it is clear; else empty")
+    position: str = Field(
+        "", description="rank or position, such as Officer or Deputy, if it is known; else empty")
+    role: str = Field("",
+                      description="part played here, such as driver, mother or witness, if it is clear; else empty")
 
 class HeardTurn(BaseModel):
     "What one voice says without a break."
-    start: str = Field(description="start as MM:SS, or H:MM:SS from one hour on, from the start of the recording")
+    start: str = Field(
+        description="start as MM:SS, or H:MM:SS from one hour on, from the start of the recording")
     text: str = Field(description="the words that are said, all of them, once")
     voice: int = Field(description="number of the voice")
 
@@ -48,24 +51,30 @@ LISTEN_TASK = """Write down what is said in this recording, and who says it.
   what the recording does not tell."""
 
 # %% ../nbs/04e_listen.ipynb #labels
-_NOT_KNOWN = re.compile(r"(?i)\s*(?:\?+|n/?a|none|null|unknown.*|unidentified.*|not (?:known|given|stated))?\s*$")
+_NOT_KNOWN = re.compile(
+    r"(?i)\s*(?:\?+|n/?a|none|null|unknown.*|unidentified.*|not (?:known|given|stated))?\s*$")
 
 def _known(text): return "" if _NOT_KNOWN.match(text) else " ".join(text.split())[:80]
 
 def voice_label(voice):
-    "What a `HeardVoice` is called: Officer Hale, Dale, [Officer], [Driver]; '' where nothing is known."
+    """What a `HeardVoice` is called: Officer Hale, Dale, [Officer], [Driver]; '' where nothing
+    is known."""
     name, position, role = _known(voice.name), _known(voice.position), _known(voice.role)
-    if name: return name if not position or position.lower() in name.lower() else f"{position} {name}"
+    if name:
+        return name if not position or position.lower() in name.lower() else f"{position} {name}"
     return f"[{(position or role).strip('[]').capitalize()}]" if position or role else ""
 
+# %% ../nbs/04e_listen.ipynb #voice_labels
 def voice_labels(voices):
     "Number -> label of all `voices`, no label twice; what is said of a voice first counts."
     plain = {}
     for v in voices: plain.setdefault(v.voice, voice_label(v) or f"Speaker {v.voice}")
     labels, taken = list(plain.values()), set()
-    for number, label in plain.items():  # a loop over few voices: what is taken decides what is next
+    # a loop over few voices: what is taken decides what is next
+    for number, label in plain.items():
         nth = 1
-        while labels.count(label) > 1 and (numbered := _with_number(label, nth)) in {*taken, *labels}: nth += 1
+        while (labels.count(label) > 1
+               and (numbered := _with_number(label, nth)) in {*taken, *labels}): nth += 1
         plain[number] = label if labels.count(label) == 1 else numbered
         taken.add(plain[number])
     return plain
@@ -78,10 +87,14 @@ _CLOCK = re.compile(r"\s*(?:(\d{1,2}):)?(\d{1,3}):(\d{1,2}(?:\.\d+)?)\s*$")
 def clock_seconds(text):
     "Seconds of a time as MM:SS, H:MM:SS or with a fraction; None where it is not one."
     m = _CLOCK.match(text)
-    return None if m is None or float(m[3]) >= 60 else int(m[1] or 0) * 3600 + int(m[2]) * 60 + float(m[3])
+    return (
+        None if m is None or float(m[3]) >= 60
+        else int(m[1] or 0) * 3600 + int(m[2]) * 60 + float(m[3]))
 
+# %% ../nbs/04e_listen.ipynb #heard_segments
 def heard_segments(heard, begin=0.0):
-    "Segments of a `Heard`, in its order; `begin` is when the recording that was sent begins, in seconds."
+    """Segments of a `Heard`, in its order; `begin` is when the recording that was sent begins,
+    in seconds."""
     labels = voice_labels(heard.speakers)
     rows = [("", None if (s := clock_seconds(t.start)) is None else begin + s, None,
              labels.get(t.voice, UNKNOWN_SPEAKER), " ".join(t.text.split())) for t in heard.turns]
@@ -91,11 +104,13 @@ def heard_segments(heard, begin=0.0):
 SOUND_FORMS = {"google": "flac", "openai": "wav"}  # what each provider takes
 
 def chunk_file(chunk, samples, work, form="flac"):
-    "The path of `chunk` as a sound file of the given `form` in the folder `work`. `samples`: the whole recording."
+    """The path of `chunk` as a sound file of the given `form` in the folder `work`. `samples`:
+    the whole recording."""
     import soundfile
     path = work/f"{chunk.scenario_id}-{round(chunk.start_s * 1000)}-{round(chunk.end_s * 1000)}.{form}"
     part = samples[round(chunk.start_s * SAMPLE_RATE):round(chunk.end_s * SAMPLE_RATE)]
-    with atomic(path) as tmp: soundfile.write(tmp, part, SAMPLE_RATE, format=form.upper(), subtype="PCM_16")
+    with atomic(path) as tmp:
+        soundfile.write(tmp, part, SAMPLE_RATE, format=form.upper(), subtype="PCM_16")
     return path
 
 # %% ../nbs/04e_listen.ipynb #ask
@@ -107,8 +122,8 @@ def listen(
     work,       # folder for the chunks' files
     budget=None,
 ):
-    """What a model hears in each chunk: ([(segments or None, reason)], the table of calls). Segments are in seconds of
-    the recording."""
+    """What a model hears in each chunk: ([(segments or None, reason)], the table of calls).
+    Segments are in seconds of the recording."""
     def name(chunk): return f"{chunk.scenario_id} {chunk.start_s:.3f}-{chunk.end_s:.3f}"
     of = {name(c): c for c in chunks}
     def faults(answer, question):
@@ -116,8 +131,10 @@ def listen(
         found = answer_faults(heard_segments(answer), chunk.end_s - chunk.start_s, spoken(chunk))
         return found[0] if found else None
     form = SOUND_FORMS.get(door.provider, "flac")
-    questions = [Question(name(c), LISTEN_TASK, audio=chunk_file(c, sound(c.scenario_id), work, form)) for c in chunks]
+    questions = [Question(name(c), LISTEN_TASK,
+                          audio=chunk_file(c, sound(c.scenario_id), work, form)) for c in chunks]
     answers, calls = ask_all(door, questions, Heard, budget, faults)
     heard = read_answers(answers, Heard)
     reasons = dict(answers.select("key", pl.col("reason").fill_null("")).rows())
-    return [(heard_segments(heard[k], c.start_s) if k in heard else None, reasons[k]) for k, c in of.items()], calls
+    return [(heard_segments(heard[k], c.start_s) if k in heard else None, reasons[k])
+            for k, c in of.items()], calls

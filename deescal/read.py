@@ -19,14 +19,15 @@ from .engine.tables import TABLES
 from .text import count_tokens, count_words
 
 # %% ../nbs/05a_read.ipynb #decode
-_BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16",
+         b"\xfe\xff": "utf-16"}
 
 def decode(data):
     """Text of `data` (bytes) and the encoding it was read with.
 
-    UTF-16 and UTF-32 by their byte order mark (UTF-16 without one by its NULs); UTF-8; UTF-8 with replacement
-    characters ('utf-8 damaged') where valid sequences outnumber the damaged ones; else cp1252, or Latin-1 where
-    cp1252 has no character."""
+    UTF-16 and UTF-32 by their byte order mark (UTF-16 without one by its NULs); UTF-8; UTF-8 with
+    replacement characters ('utf-8 damaged') where valid sequences outnumber the damaged ones; else
+    cp1252, or Latin-1 where cp1252 has no character."""
     for bom, name in _BOMS.items():
         if data.startswith(bom): return data.decode(name, errors="replace"), name
     for start, name in ((1, "utf-16-le"), (0, "utf-16-be")):
@@ -41,26 +42,32 @@ def decode(data):
     except UnicodeDecodeError: return data.decode("latin-1"), "latin-1"
 
 # %% ../nbs/05a_read.ipynb #read_records
-ROW_START = r'"?[0-9]{1,3}:[0-9]{2}(?::[0-9]{2})?"?,'  # of a transcript; lists of videos have their own
+ROW_START = r'"?[0-9]{1,3}:[0-9]{2}(?::[0-9]{2})?"?,'  # lists of videos have their own
 
 @contextlib.contextmanager
 def _long_fields():
-    "Let the csv module read fields of hundreds of kilobytes; its default, which others may rely on, is 128 KiB."
+    """Let the csv module read fields of hundreds of kilobytes; its default, which others may
+    rely on, is 128 KiB."""
     before = csv.field_size_limit(sys.maxsize)
     try: yield
     finally: csv.field_size_limit(before)
 
+# %% ../nbs/05a_read.ipynb #read_records_all
 def read_records(text, row_start=ROW_START):
-    """Records of a CSV text, whose rows begin as `row_start` says, as a list of (line, fields, raw).
+    """Records of a CSV text, whose rows begin as `row_start` says, as a list of (line, fields,
+    raw).
 
-    `fields` is None where a quote is never closed. Lines count from 1; blank ones are passed over."""
+    `fields` is None where a quote is never closed. Lines count from 1; blank ones are passed
+    over."""
     with _long_fields(): return list(_records(text, re.compile(row_start)))
 
 def _records(text, row_start):
     lines, at = io.StringIO(text, newline="").readlines(), 0
     if lines and not lines[-1].endswith(("\n", "\r")): lines[-1] += "\n"
-    while at < len(lines):  # a loop over rows: the csv module is an iterator, and a stray quote sends it back
-        base, reader = at, csv.reader(itertools.chain(map(lines.__getitem__, range(at, len(lines))), ["end"]))
+    # a loop over rows: the csv module is an iterator, and a stray quote sends it back
+    while at < len(lines):
+        base, reader = at, csv.reader(
+            itertools.chain(map(lines.__getitem__, range(at, len(lines))), ["end"]))
         for fields in reader:
             start, at = at, base + reader.line_num
             past_end = at > len(lines)  # this record took in the closing sentinel
@@ -69,7 +76,8 @@ def _records(text, row_start):
                 yield start + 1, None, lines[start]
                 at = start + 1
                 break
-            if fields: yield start + 1, fields, lines[start] if at == start + 1 else "".join(lines[start:at])
+            if fields: yield (
+                start + 1, fields, lines[start] if at == start + 1 else "".join(lines[start:at]))
 
 # %% ../nbs/05a_read.ipynb #count_records
 _FIELD = r'(?:"[^"]*+(?:""[^"]*+)*+"[^,\r\n]*+|(?!")[^,\r\n]*+)'
@@ -77,12 +85,14 @@ _RECORD = re.compile(rf"{_FIELD}(?:,{_FIELD})*+(?:\r\n|\r|\n|\Z)")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 
 def count_records(text, row_start=ROW_START):
-    "How many records a CSV text holds, header included, by a pass that shares nothing with `read_records`."
+    """How many records a CSV text holds, header included, by a pass that shares nothing with
+    `read_records`."""
     at, n, swallowed = 0, 0, re.compile(rf"(?:\r\n|\r|\n)(?:{row_start})")
     while at < len(text):
         m = _RECORD.match(text, at)
         body = m[0].rstrip("\r\n") if m else ""
-        if m is None or (("\n" in body or "\r" in body) and swallowed.search(m[0])): m = _LINE.match(text, at)
+        if m is None or (("\n" in body or "\r" in body) and swallowed.search(m[0])):
+            m = _LINE.match(text, at)
         n += bool(m[0].strip("\r\n"))
         at = m.end()
     return n
@@ -93,7 +103,8 @@ COLUMNS = ("start_time", "speaker_label", "transcript")
 def parse_file(data):
     """Rows and rejects of one transcript (bytes), with its record count and its encoding.
 
-    ([(line, start_time, speaker_label, text, repairs)], [(line, unit, reason, detail, raw)], rows, encoding)."""
+    ([(line, start_time, speaker_label, text, repairs)], [(line, unit, reason, detail, raw)], rows,
+    encoding)."""
     text, encoding = decode(data)
     n = count_records(text)
     if n == 0: return [], [(0, "file", "empty_file", f"{len(data)} bytes", "")], 0, encoding
@@ -109,18 +120,22 @@ def parse_file(data):
             or [(line, "file", "missing_column", detail, raw)],
             n - 1, encoding,
         )
-    if n == 1: return [], [(line, "file", "header_only", "no row below the header", raw)], 0, encoding
+    if n == 1:
+        return [], [(line, "file", "header_only", "no row below the header", raw)], 0, encoding
     at = [names.index(c) for c in COLUMNS]
     return *_parse_rows(records, at, len(header), encoding, "\0" in text), n - 1, encoding
 
 # %% ../nbs/05a_read.ipynb #parse_rows
 def _parse_rows(records, at, width, encoding, nul):
     rows, rejects, whole = [], [], () if encoding == "utf-8" else ("encoding",)
-    for line, fields, raw in records:  # a loop over rows: rejects need the raw record, which a frame has not
+    # a loop over rows: rejects need the raw record, which a frame has not
+    for line, fields, raw in records:
         if fields is None:
-            rejects.append((line, "row", "unclosed_quote", "a quote opens and is not closed on its row", raw))
+            rejects.append((line, "row", "unclosed_quote",
+                            "a quote opens and is not closed on its row", raw))
         elif len(fields) != width:
-            rejects.append((line, "row", "wrong_field_count", f"{len(fields)} fields, {width} expected", raw))
+            rejects.append((line, "row", "wrong_field_count",
+                            f"{len(fields)} fields, {width} expected", raw))
         else:
             values, repairs = [fields[i] for i in at], whole
             if nul and any("\0" in v for v in values):
@@ -132,7 +147,8 @@ def _parse_rows(records, at, width, encoding, nul):
 def start_seconds(
     column="start_time", # name of a text column
 ):
-    "Expression: seconds (float) from M:SS, MM:SS, MMM:SS or H:MM:SS; null where a time is not of that form."
+    """Expression: seconds (float) from M:SS, MM:SS, MMM:SS or H:MM:SS; null where a time is not
+    of that form."""
     text = pl.col(column).str.strip_chars()
     short, long = (
         text.str.extract_groups(r"^([0-9]{1,3}):([0-5][0-9])$"),
@@ -188,11 +204,13 @@ def raw_sha256(raw):
 # %% ../nbs/05a_read.ipynb #read_folder_rows
 def _read_bytes(path):
     "(bytes, SHA-256, None) of a file, or (b'', '', (reason, detail)) where it cannot be read."
-    if not path.is_file(): return b"", "", ("not_a_file", "a folder, a broken link or a special file")
+    if not path.is_file():
+        return b"", "", ("not_a_file", "a folder, a broken link or a special file")
     try: data = path.read_bytes()
     except OSError as e: return b"", "", ("unreadable", type(e).__name__)
     return data, hashlib.sha256(data).hexdigest(), None
 
+# %% ../nbs/05a_read.ipynb #read_folder_all
 def read_folder(
     folder,        # with *.csv, train/*.csv, test/*.csv
     scenarios=0,   # read only the first that many files (0: all)
@@ -208,13 +226,15 @@ def read_folder(
         found[:scenarios or None], desc="transcripts", disable=not progress
     ):
         data, sha, fault = _read_bytes(path)
-        good, bad, n, encoding = ([], [(0, "file", *fault, "")], 0, "") if fault else parse_file(data)
+        good, bad, n, encoding = (
+            ([], [(0, "file", *fault, "")], 0, "") if fault else parse_file(data))
         extra = ("renamed_id",) if renamed else ()
         rows += [
             (sid, i, name, line, t, label, text, " ".join(repairs + extra))
             for i, (line, t, label, text, repairs) in enumerate(good)
         ]
-        rejects += [(name, line, unit, reason, detail, raw_sha256(raw)) for line, unit, reason, detail, raw in bad]
+        rejects += [(name, line, unit, reason, detail, raw_sha256(raw))
+                    for line, unit, reason, detail, raw in bad]
         files.append((
             name, sid if good else None, platform, split, len(data), sha, encoding,
             n, len(good), sum(b[1] == "row" for b in bad),
@@ -262,7 +282,8 @@ def _finish_turns(rows):
 def read_transcripts(folder, scenarios=0):
     """Read released transcripts from `folder`: (turns, rejects).
 
-    One row an utterance; every source record is in one of the two. Format: DOI 10.7910/DVN/CWMCZI."""
+    One row an utterance; every source record is in one of the two. Format: DOI
+    10.7910/DVN/CWMCZI."""
     turns, rejects, _ = read_folder(folder, scenarios)
     return turns, rejects
 

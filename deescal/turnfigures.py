@@ -17,18 +17,22 @@ HATCHES = ("", "///", "...", "xxx", "\\\\\\")
 
 @styled
 def turns_figure(sources, finding):
-    "Turns (start_s, end_s, speaker_label) of several `sources` (name -> turns), a lane each: (figure, alt text)."
+    """Turns (start_s, end_s, speaker_label) of several `sources` (name -> turns), a lane each:
+    (figure, alt text)."""
     fig = Figure(figsize=(9.5, 0.9 + 0.6 * len(sources)), layout="constrained")
     ax, names = fig.subplots(), []
     for lane, turns in enumerate(sources.values()):
         for i, who in enumerate(turns["speaker_label"].unique(maintain_order=True)):
-            spans = turns.filter(speaker_label=who).select("start_s", pl.col("end_s") - pl.col("start_s")).rows()
+            spans = turns.filter(speaker_label=who).select(
+                "start_s", pl.col("end_s") - pl.col("start_s")).rows()
             colour = list(COLOURS.values())[i % len(COLOURS)]
-            ax.broken_barh(spans, (-lane - 0.4, 0.8), facecolor=colour, edgecolor="white", hatch=HATCHES[i % 5])
+            ax.broken_barh(spans, (-lane - 0.4, 0.8), facecolor=colour, edgecolor="white",
+                           hatch=HATCHES[i % 5])
             if spans: ax.text(spans[0][0], -lane, f" {who}", va="center", fontsize=8)
     ax.set(yticks=[-i for i in range(len(sources))], yticklabels=list(sources), xlabel="seconds")
     fig.suptitle(finding, fontsize=11)
-    said = "; ".join(f"{n}: {len(t)} turns of {t['speaker_label'].n_unique()} speakers" for n, t in sources.items())
+    said = "; ".join(f"{n}: {len(t)} turns of {t['speaker_label'].n_unique()} speakers"
+                     for n, t in sources.items())
     return fig, f"Bars of turns. {finding}. {said}."
 
 # %% ../nbs/13d_turnfigures.ipynb #der
@@ -36,14 +40,16 @@ ERROR_PARTS = {"missed": "blue", "false_alarm": "orange", "confused": "green"}
 
 @styled
 def der_figure(errors):
-    "Diarization error rate by clip, in its three parts: (figure, alt text). `errors`: clip, spoken, and the parts (s)."
+    """Diarization error rate by clip, in its three parts: (figure, alt text). `errors`: clip,
+    spoken, and the parts (s)."""
     errors = errors.sort("clip").filter(pl.col("spoken") > 0)
-    fig, left = Figure(figsize=(9.5, 1.2 + 0.3 * len(errors)), layout="constrained"), np.zeros(len(errors))
+    fig, left = (
+        Figure(figsize=(9.5, 1.2 + 0.3 * len(errors)), layout="constrained"), np.zeros(len(errors)))
     ax = fig.subplots()
     for (part, colour), hatch in zip(ERROR_PARTS.items(), HATCHES):
         share = (errors[part] / errors["spoken"]).to_numpy()
-        ax.barh(errors["clip"].to_list(), share, left=left, color=COLOURS[colour], edgecolor="white", hatch=hatch,
-                label=part.replace("_", " "))
+        ax.barh(errors["clip"].to_list(), share, left=left, color=COLOURS[colour],
+                edgecolor="white", hatch=hatch, label=part.replace("_", " "))
         left = left + share
     wrong = pl.sum_horizontal(pl.col(*ERROR_PARTS).sum()) / pl.col("spoken").sum()
     total = errors.select(wrong).item() if len(errors) else 0

@@ -12,9 +12,10 @@ def toy_segments(*rows):
     "Segments from (start, end, label, text)."
     return pl.DataFrame([("", *r) for r in rows], schema=SEGMENT, orient="row")
 
-FIRST = toy_segments((0, 4, "Speaker 1", "Good evening. Is this your car?"), (5, 7, "Speaker 2", "It is. Why?"),
-                     (8, 10, "Speaker 1", "One of your"))
-SECOND = toy_segments((5, 7, "Speaker 1", "It is. Why?"), (8, 12, "Speaker 2", "One of your lights is out."),
+FIRST = toy_segments((0, 4, "Speaker 1", "Good evening. Is this your car?"),
+                     (5, 7, "Speaker 2", "It is. Why?"), (8, 10, "Speaker 1", "One of your"))
+SECOND = toy_segments((5, 7, "Speaker 1", "It is. Why?"),
+                      (8, 12, "Speaker 2", "One of your lights is out."),
                       (12.5, 13, "Speaker 1", "Oh."))
 
 # %% ../nbs/04d_chunks.ipynb #plan_test
@@ -23,12 +24,14 @@ def test_chunks_cover_the_recording_and_none_is_too_long(seconds, longest, overl
     chunks = plan_chunks(Chunk("s", 0.0, seconds), longest, overlap)
     assert chunks[0].start_s == 0 and chunks[-1].end_s == pytest.approx(seconds)
     for a, b in zip(chunks, chunks[1:]):
-        assert b.start_s > a.start_s and a.end_s - b.start_s == pytest.approx(min(overlap, longest / 2), abs=1e-6)
+        assert b.start_s > a.start_s and a.end_s - b.start_s == pytest.approx(
+            min(overlap, longest / 2), abs=1e-6)
     assert all(c.end_s - c.start_s <= longest + 1e-6 for c in chunks)
 
 # %% ../nbs/04d_chunks.ipynb #stitch_test
 def heard(words, chunk, names):
-    "What a perfect diarizer says of a chunk: the words in it, with names of its own, as segments of one speaker."
+    """What a perfect diarizer says of a chunk: the words in it, with names of its own, as
+    segments of one speaker."""
     inside = [w for w in words if chunk.start_s <= w[0] and w[0] + 0.3 <= chunk.end_s]
     rows = []
     for start, who, text in inside:
@@ -38,27 +41,33 @@ def heard(words, chunk, names):
     return toy_segments(*rows)
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.sampled_from("ab"), min_size=40, max_size=150), st.randoms(use_true_random=False))
+@given(st.lists(st.sampled_from("ab"), min_size=40, max_size=150),
+       st.randoms(use_true_random=False))
 def test_a_recording_in_chunks_is_put_together_word_for_word(who, random):
     words = [(0.5 * i, w, f"word{i}") for i, w in enumerate(who)]
     chunks = plan_chunks(Chunk("s", 0, 0.5 * len(words)), 25, 8)
-    answers = [heard(words, c, dict(zip("ab", random.sample(["Speaker 1", "Speaker 2"], 2)))) for c in chunks]
+    answers = [heard(words, c, dict(zip("ab", random.sample(["Speaker 1", "Speaker 2"], 2))))
+               for c in chunks]
     whole = answers[0]
     for chunk, before, answer in zip(chunks[1:], chunks, answers[1:]):
         whole = stitch(whole, answer, chunk.start_s, before.end_s)
     assert " ".join(whole["text"]).split() == [w[2] for w in words]
-    of = {w: label for label, text in whole.select("speaker_label", "text").rows() for w in text.split()}
+    of = {w: label for label, text in whole.select("speaker_label", "text").rows()
+          for w in text.split()}
     seams = len(chunks) - 1
-    if all(len({w for t, w, _ in words if b.start_s <= t <= a.end_s - 1}) == 2 for a, b in zip(chunks, chunks[1:])):
+    if all(len({w for t, w, _ in words if b.start_s <= t <= a.end_s - 1}) == 2
+           for a, b in zip(chunks, chunks[1:])):
         assert len({(who, of[word]) for _, who, word in words}) <= 2, seams
     assert whole["start_s"].is_sorted()
 
 def test_voices_keep_real_names_and_new_ones_get_numbers():
-    first = toy_segments((0, 2, "Officer Hale", "one two three four five"), (2, 4, "Speaker 2", "six seven eight nine"))
-    second = toy_segments((2, 4, "Speaker 1", "six seven eight nine"), (5, 6, "Officer Hale", "ten eleven"),
-                          (6, 7, "Speaker 2", "who are you"))
+    first = toy_segments((0, 2, "Officer Hale", "one two three four five"),
+                         (2, 4, "Speaker 2", "six seven eight nine"))
+    second = toy_segments((2, 4, "Speaker 1", "six seven eight nine"),
+                          (5, 6, "Officer Hale", "ten eleven"), (6, 7, "Speaker 2", "who are you"))
     both = stitch(first, second, 2, 4)
-    assert both["speaker_label"].to_list() == ["Officer Hale", "Speaker 2", "Officer Hale", "Speaker 3"]
+    assert both["speaker_label"].to_list() == ["Officer Hale", "Speaker 2", "Officer Hale",
+                                               "Speaker 3"]
 
 def test_without_common_words_the_clock_decides():
     both = stitch(toy_segments((0, 10, "Speaker 1", "a b c d e f g h i j")),

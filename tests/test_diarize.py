@@ -16,15 +16,18 @@ def toy_segments(*rows):
 
 # %% ../nbs/05_diarize.ipynb #toy_test_setup
 toy_videos = pl.DataFrame({
-    "video_id": ["youtube_1", "youtube_2", "youtube_3", "youtube_4"], "status": ["ok", "private", "ok", "ok"],
-    "reason": [None, "private", None, None], "clip": ["a.ogg", None, "b.ogg", "c.ogg"]})
+    "video_id": ["youtube_1", "youtube_2", "youtube_3", "youtube_4"],
+    "status": ["ok", "private", "ok", "ok"], "reason": [None, "private", None, None],
+    "clip": ["a.ogg", None, "b.ogg", "c.ogg"]})
 
 def stubborn(chunks):
     "A method that falls into a loop wherever it hears more than a minute."
     def said(c):
-        if c.end_s - c.start_s > 60: return toy_segments((c.start_s, None, "Speaker 1", "hey, " * 400)), ""
+        if c.end_s - c.start_s > 60:
+            return toy_segments((c.start_s, None, "Speaker 1", "hey, " * 400)), ""
         inside = [t for t in range(0, 100, 2) if c.start_s <= t <= c.end_s - 2]
-        return toy_segments(*((t, t + 1.5, f"Speaker {t % 4 // 2 + 1}", f"This is sentence {t}.") for t in inside)), ""
+        return toy_segments(*((t, t + 1.5, f"Speaker {t % 4 // 2 + 1}", f"This is sentence {t}.")
+                              for t in inside)), ""
     return [said(c) for c in chunks]
 
 # %% ../nbs/05_diarize.ipynb #rounds_test
@@ -37,7 +40,8 @@ def test_a_loop_is_asked_again_in_halves_and_no_sentence_is_lost():
     assert segments["speaker_label"].n_unique() == 2
 
 def test_an_answer_that_never_gets_better_is_rejected_by_its_fault():
-    def never(chunks): return [(toy_segments((c.start_s, None, "A", "hey, " * 400)), "") for c in chunks]
+    def never(chunks):
+        return [(toy_segments((c.start_s, None, "A", "hey, " * 400)), "") for c in chunks]
     whole = Chunk("s", 0.0, 100.0)
     done, asked = answers_in_rounds([whole], never, checker({}), 1200, 10)
     assert put_together(whole, done, checker({})) == (None, "loop") and asked["s"] == 7
@@ -55,17 +59,20 @@ def test_a_silent_stretch_may_be_empty_and_a_silent_clip_is_rejected():
     faults = checker({"s": (60.0, voice), "t": (60.0, voice.clear())})
     assert faults(Chunk("s", 20.0, 60.0), toy_segments()) == []
     assert faults(Chunk("s", 0.0, 20.0), toy_segments()) == ["no_segments"]
-    assert faults(Chunk("t", 0.0, 60.0), toy_segments((3, 4, "A", "hello"))) == ["words_without_speech"]
+    hello = toy_segments((3, 4, "A", "hello"))
+    assert faults(Chunk("t", 0.0, 60.0), hello) == ["words_without_speech"]
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from(["ok", "none", "loop"]), min_size=1, max_size=12), st.floats(30, 500))
+@given(st.lists(st.sampled_from(["ok", "none", "loop"]), min_size=1, max_size=12),
+       st.floats(30, 500))
 def test_whatever_a_method_answers_every_recording_has_segments_or_a_reason(answers, seconds):
     nth = iter(answers * 100)
     def method(chunks):
         def one(c):
             kind = next(nth)
             if kind == "none": return None, "timeout"
-            return toy_segments((c.start_s, c.end_s, "A", "hey, " * 400 if kind == "loop" else "Step back.")), ""
+            said = "hey, " * 400 if kind == "loop" else "Step back."
+            return toy_segments((c.start_s, c.end_s, "A", said)), ""
         return [one(c) for c in chunks]
     whole = Chunk("s", 0.0, seconds)
     done, asked = answers_in_rounds([whole], method, checker({}), 120, 10)
@@ -87,25 +94,29 @@ def test_labelled_files_are_copied_byte_for_byte_with_their_folders(tmp_path):
     assert all(x.equals(y) for x, y in zip(a, b))
 
 def test_what_is_written_is_read_by_the_reader_of_the_release(tmp_path):
-    segments = gather({"youtube_1": toy_segments((5, 6, "B", "Why,\n\"sir\"?"), (0.5, 3, "A", "Step back."))}, "local")
+    spoken = toy_segments((5, 6, "B", "Why,\n\"sir\"?"), (0.5, 3, "A", "Step back."))
+    segments = gather({"youtube_1": spoken}, "local")
     assert write_diarized(segments, tmp_path) == {"youtube_1": "youtube_1.csv"}
     turns, rejects, files = read_folder(tmp_path)
-    assert turns["text"].to_list() == ["Step back.", 'Why, "sir"?'] and turns["start_s"].to_list() == [0, 5]
+    assert turns["text"].to_list() == ["Step back.", 'Why, "sir"?']
+    assert turns["start_s"].to_list() == [0, 5]
     assert not len(rejects) and files["scenario_id"].to_list() == ["youtube_1"]
     assert (tmp_path/"txt"/"youtube_1.txt").read_text().splitlines()[2] == "[00:00] A: Step back."
 
 def test_a_plan_has_each_scenario_once_and_a_reason_where_there_is_no_way():
     plan = plan_scenarios(toy_videos, ["youtube_3", "tiktok_9"], {"youtube_4": "c.rttm"}, "local")
     assert plan.select("scenario_id", "method", "reason").rows() == [
-        ("tiktok_9", "labelled", None), ("youtube_1", "local", None), ("youtube_2", "none", "private"),
-        ("youtube_3", "labelled", None), ("youtube_4", "read", None)]
+        ("tiktok_9", "labelled", None), ("youtube_1", "local", None),
+        ("youtube_2", "none", "private"), ("youtube_3", "labelled", None),
+        ("youtube_4", "read", None)]
     assert plan_scenarios(toy_videos, [], {}, "none")["reason"].to_list() == [
         "no_method", "private", "no_method", "no_method"]
 
 def test_words_without_times_are_told_from_no_words():
     said = pl.DataFrame([(None, None, "step"), (None, None, "out")], schema=TIMED, orient="row")
     turns, chunk = toy_segments((0, 9, "A", "")), Chunk("v", 0.0, 9.0)
-    def why(said): return diarize_here([chunk], lambda sid: said, lambda c: turns, {"v": (9.0, None)})[0]
+    def why(said):
+        return diarize_here([chunk], lambda sid: said, lambda c: turns, {"v": (9.0, None)})[0]
     assert why(said) == (None, "no_times") and why(said.clear()) == (None, "no_words")
 
 def test_what_was_heard_needs_no_sound_the_second_time(tmp_path):
@@ -117,7 +128,8 @@ def test_what_was_heard_needs_no_sound_the_second_time(tmp_path):
     clip.unlink()
     again = heard("code", removed={"v"})
     assert again[0]["v"][0] == first[0]["v"][0] == 1.0 and again[0]["v"][1].equals(first[0]["v"][1])
-    with pytest.raises(InputError, match="removed after diarization"): heard("other code", removed={"v"})
+    with pytest.raises(InputError, match="removed after diarization"):
+        heard("other code", removed={"v"})
     assert heard("other code")[1] == {"v": "no_clip"} == heard("other code")[1]
 
 def test_turns_are_kept_by_the_clip_the_code_and_the_voices(tmp_path):
@@ -126,7 +138,8 @@ def test_turns_are_kept_by_the_clip_the_code_and_the_voices(tmp_path):
         calls.append(sid)
         return np.zeros(SAMPLE_RATE, np.float32)
     def turns(settings="a", voice=voice, sha="1"):
-        return turns_here(Chunk("v", 0.0, 1.0), sound, {"v": (1.0, voice)}, None, settings, tmp_path, False, {"v": sha})
+        return turns_here(Chunk("v", 0.0, 1.0), sound, {"v": (1.0, voice)}, None, settings,
+                          tmp_path, False, {"v": sha})
     assert turns().equals(turns()) and len(calls) == 1
     turns("b"), turns(voice=voice * 0.5), turns(sha="2")
     assert len(calls) == 4
@@ -143,19 +156,23 @@ def test_an_answer_is_kept_unless_another_day_brings_another(tmp_path):
 def test_sound_that_was_fetched_is_removed_and_nobody_else_s(tmp_path):
     paths = {sid: tmp_path/f"{folder}/{sid}.ogg" for sid, folder in (
         ("ok", "run"), ("loop", "run"), ("waits", "run"), ("mine", "clips"))}
-    for path in [*paths.values(), tmp_path/"run/c.wav", tmp_path/"run/c.flac"]: write_text(path, "x")
+    for path in [*paths.values(), tmp_path/"run/c.wav", tmp_path/"run/c.flac"]:
+        write_text(path, "x")
     remove_fetched(paths, tmp_path/"run", {"loop": "loop", "waits": "quota"})
     remove_chunks(tmp_path/"run")
     assert sorted(p.stem for p in tmp_path.rglob("*.*")) == ["mine", "waits"]
 
 def test_words_come_from_cues_where_there_are_none():
     words = pl.DataFrame(schema={"video_id": pl.String, "word": pl.Int64, **TIMED})
-    cues = pl.DataFrame({"video_id": ["v"] * 3, "cue": [0, 1, 2], "start_s": [0.0, 4.0, 5.0], "end_s": [4.0, 5.0, 6.0],
-                         "text": ["step  back", "hey hey", "why"], "kept": [True, False, True]})
-    assert words_of(words, cues, "v").rows() == [(0.0, 2.0, "step"), (2.0, 4.0, "back"), (5.0, 6.0, "why")]
+    cues = pl.DataFrame({"video_id": ["v"] * 3, "cue": [0, 1, 2], "start_s": [0.0, 4.0, 5.0],
+                         "end_s": [4.0, 5.0, 6.0], "text": ["step  back", "hey hey", "why"],
+                         "kept": [True, False, True]})
+    assert words_of(words, cues, "v").rows() == [(0.0, 2.0, "step"), (2.0, 4.0, "back"),
+                                                 (5.0, 6.0, "why")]
 
 @pytest.mark.parametrize("name, text, reason", [
-    ("v.json", "{", "unreadable_file"), ("v.rttm", "", "no_segments"), ("v.rttm", "SPEAKER v 1 0 9 a b A c d", "no_words")])
+    ("v.json", "{", "unreadable_file"), ("v.rttm", "", "no_segments"),
+    ("v.rttm", "SPEAKER v 1 0 9 a b A c d", "no_words")])
 def test_files_of_other_programs_that_cannot_be_used_have_a_reason(tmp_path, name, text, reason):
     (tmp_path/name).write_text(text)
     (segments, why), _ = read_made(files_made(tmp_path)["v"], "v", pl.DataFrame(schema=TIMED))
@@ -164,10 +181,11 @@ def test_files_of_other_programs_that_cannot_be_used_have_a_reason(tmp_path, nam
 # %% ../nbs/05_diarize.ipynb #egress_test
 def test_sound_leaves_the_host_only_to_a_model_that_listens(tmp_path):
     def out(**more):
-        params = {"method": "local", "segmentation": "", "embedding": "", "llm": "google", "llm_model": "m",
-                  "base_url": ""} | more
+        params = {"method": "local", "segmentation": "", "embedding": "", "llm": "google",
+                  "llm_model": "m", "base_url": ""} | more
         return {*egress(SimpleNamespace(params=params, run=SimpleNamespace(root=tmp_path)))} - {""}
-    assert out() == out(method="none", segmentation="a/b/c.onnx") == out(method="gemini", llm="none") == set()
+    assert out() == out(method="none", segmentation="a/b/c.onnx") == set()
+    assert out(method="gemini", llm="none") == set()
     assert out(method="gemini") == {"generativelanguage.googleapis.com"}
     assert out(method="gemini", llm="openai", base_url="http://my.host:8000/v1") == {"my.host"}
     assert out(segmentation="a/b/c.onnx") == {hub_host()} - {""}

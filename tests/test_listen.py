@@ -13,19 +13,22 @@ from deescal.engine.files import project_root
 
 # %% ../nbs/04e_listen.ipynb #listen_test
 @pytest.mark.parametrize("text, seconds", [
-    ("01:05", 65), ("1:02:03", 3723), ("00:00.5", 0.5), (" 75:00 ", 4500), ("1:75", None), ("soon", None), ("", None),
-    ("12", None), ("-1:00", None)])
+    ("01:05", 65), ("1:02:03", 3723), ("00:00.5", 0.5), (" 75:00 ", 4500), ("1:75", None),
+    ("soon", None), ("", None), ("12", None), ("-1:00", None)])
 def test_times_of_an_answer(text, seconds): assert clock_seconds(text) == seconds
 
 voices = st.builds(HeardVoice, voice=st.integers(0, 6),
-                   name=st.sampled_from(["", "?", "Hale", "officer Hale", "Unknown"]), position=st.sampled_from(["", "Officer", "N/A"]), role=st.sampled_from(["", "driver", "[driver]"]))
+                   name=st.sampled_from(["", "?", "Hale", "officer Hale", "Unknown"]),
+                   position=st.sampled_from(["", "Officer", "N/A"]),
+                   role=st.sampled_from(["", "driver", "[driver]"]))
 @given(st.lists(voices, max_size=8))
 def test_no_two_voices_share_a_label(voices):
     labels = voice_labels(voices)
     assert set(labels) == {v.voice for v in voices} and all(labels.values())
     assert len(set(labels.values())) == len(labels), labels
 
-@given(st.builds(Heard, turns=st.lists(st.builds(HeardTurn, start=st.text(max_size=6) | st.just("00:01"))),
+@given(st.builds(Heard,
+                 turns=st.lists(st.builds(HeardTurn, start=st.text(max_size=6) | st.just("00:01"))),
                  speakers=st.lists(voices, max_size=3)))
 def test_any_answer_of_the_form_becomes_segments_or_a_fault(heard):
     segments = heard_segments(heard)

@@ -26,7 +26,8 @@ def test_any_bytes_decode(data):
     text, encoding = decode(data)
     assert isinstance(text, str) and (not data or encoding)
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be",
+                                      "utf-32", "cp1252"])
 def test_text_survives_its_encoding(encoding):
     text = "Sir? Stop there, please. “Où?” – né, he said."
     assert decode(text.encode(encoding))[0] == text
@@ -38,7 +39,8 @@ def test_a_damaged_byte_does_not_garble_a_whole_file():
 # %% ../nbs/05a_read.ipynb #count_test
 csv_like = st.lists(
     st.sampled_from([
-        '0:01', ',', '"', '""', '\n', '\r\n', '\r', 'Officer', '\0', ' ', 'é', '12:30,', '0:02,A,b\n', '"x\ny"',
+        '0:01', ',', '"', '""', '\n', '\r\n', '\r', 'Officer', '\0', ' ', 'é', '12:30,',
+        '0:02,A,b\n', '"x\ny"',
     ]),
     max_size=40,
 ).map("".join)
@@ -54,7 +56,8 @@ def test_no_line_that_is_not_blank_is_lost(text):
 
 def test_a_stray_quote_costs_one_row_not_the_rest():
     rows = list(read_records('0:01,A,x\n0:02,B,"y\n0:03,A,z\n0:04,B,"w"\n'))
-    assert [f for _, f, _ in rows] == [["0:01", "A", "x"], None, ["0:03", "A", "z"], ["0:04", "B", "w"]]
+    assert [f for _, f, _ in rows] == [["0:01", "A", "x"], None, ["0:03", "A", "z"],
+                                       ["0:04", "B", "w"]]
 
 def test_a_line_break_inside_quotes_is_kept():
     assert [f for _, f, _ in read_records('0:01,A,"one\ntwo"\n0:02,B,x')] == [
@@ -73,11 +76,14 @@ def test_times_are_read_back(s):
     forms = [f"{h}:{m:02}:{sec:02}", f" {h:02}:{m:02}:{sec:02}"] + (
         [f"{s//60}:{sec:02}", f"{s//60:02}:{sec:02}"] if s < 60_000 else []
     )
-    assert pl.DataFrame({"start_time": forms}).select(start_seconds())["start_s"].to_list() == [float(s)] * len(forms)
+    read = pl.DataFrame({"start_time": forms}).select(start_seconds())["start_s"]
+    assert read.to_list() == [float(s)] * len(forms)
 
-@pytest.mark.parametrize("bad", ["02:10,400", "1:60", "1:2", "-1:00", "1:00:60", "abc", "", "1:2:3:4", "１:00"])
+@pytest.mark.parametrize("bad", ["02:10,400", "1:60", "1:2", "-1:00", "1:00:60", "abc", "",
+                                 "1:2:3:4", "１:00"])
 def test_other_times_are_empty_not_wrong(bad):
-    assert pl.DataFrame({"start_time": [bad]}).select(start_seconds())["start_s"].to_list() == [None]
+    read = pl.DataFrame({"start_time": [bad]}).select(start_seconds())["start_s"]
+    assert read.to_list() == [None]
 
 # %% ../nbs/05a_read.ipynb #read_test
 def test_a_clean_file_becomes_turns(tmp_path):
@@ -106,7 +112,8 @@ def test_a_clean_file_becomes_turns(tmp_path):
 def test_odd_files_neither_crash_nor_vanish(tmp_path, content, reasons, kept):
     turns, rejects, files = read_folder(folder_of(tmp_path, tiktok_1=content))
     assert rejects["reason"].to_list() == reasons and len(turns) == kept
-    assert files["rows"][0] == files["kept"][0] + files["rejected"][0] and "\0" not in "".join(turns["text"])
+    assert files["rows"][0] == files["kept"][0] + files["rejected"][0] and "\0" not in "".join(
+        turns["text"])
 
 @given(st.lists(
     st.one_of(csv_like.map(lambda t: (HEADER + t).encode()), st.binary(max_size=60)),
@@ -138,19 +145,23 @@ def test_the_same_id_twice_keeps_both_apart(tmp_path):
         test__youtube_1=HEADER + "0:01,A,y\n",
         train__YouTube_1=HEADER + "0:01,A,z\n",
     ))
-    assert len(turns) == 3 and turns["scenario_id"].n_unique() == 3 and (turns["repairs"] == "renamed_id").sum() == 2
+    assert len(turns) == 3 and turns["scenario_id"].n_unique() == 3 and (
+        turns["repairs"] == "renamed_id").sum() == 2
 
 def test_odd_file_names_and_what_is_no_file(tmp_path):
-    names = {"caf\u00e9": HEADER + "0:01,A,y\n", "cafe\u0301": HEADER + "0:01,A,z\n", ".hidden": "no"}
+    names = {"caf\u00e9": HEADER + "0:01,A,y\n", "cafe\u0301": HEADER + "0:01,A,z\n",
+             ".hidden": "no"}
     folder_of(tmp_path, a=HEADER + "0:01,A,x\n", **names)
     (tmp_path/"b.csv").mkdir()
     (tmp_path/"c.csv").symlink_to(tmp_path/"nowhere")
     with open(os.fsencode(tmp_path) + b"/d\xe9.csv", "w") as f: f.write(HEADER + "0:01,A,w\n")
     turns, rejects, files = read_folder(tmp_path)
     assert sorted(turns["text"]) == ["w", "x", "y", "z"] and turns["scenario_id"].n_unique() == 4
-    assert dict(rejects.select("file", "reason").rows()) == {"b.csv": "not_a_file", "c.csv": "not_a_file"}
+    assert dict(rejects.select("file", "reason").rows()) == {"b.csv": "not_a_file",
+                                                             "c.csv": "not_a_file"}
     assert len(files) == 6 and "d\\xe9.csv" in files["file"].to_list()
-    assert corpus_accounting(turns.with_columns(role=pl.lit("civilian")), rejects, files)["count"][0] == 6
+    assert corpus_accounting(turns.with_columns(role=pl.lit("civilian")), rejects,
+                             files)["count"][0] == 6
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path):
     turns, rejects = read_transcripts(folder_of(tmp_path, a="", b="x,y\n1,2\n"))
@@ -166,4 +177,5 @@ def test_a_scenario_to_be_left_out_is_in_no_table(tmp_path):
     folder = folder_of(tmp_path, tiktok_1=HEADER + "0:01,A,one\n", tiktok_2=HEADER + "0:01,A,two\n")
     assert set(read_folder(folder)[2]["file"]) == {"tiktok_1.csv", "tiktok_2.csv"}
     turns, rejects, files = read_folder(folder, skip={"tiktok_1"})
-    assert files["file"].to_list() == ["tiktok_2.csv"] and "tiktok_1" not in turns["file"].to_list() + rejects["file"].to_list()
+    assert files["file"].to_list() == ["tiktok_2.csv"]
+    assert "tiktok_1.csv" not in turns["file"].to_list() + rejects["file"].to_list()

@@ -9,8 +9,8 @@ def toy_turns(*rows):
         "start_s": pl.Float64, "end_s": pl.Float64, "speaker_label": pl.String})
 
 # %% ../nbs/13d_turnfigures.ipynb #toy_setup
-toy_errors = pl.DataFrame({"clip": ["youtube_1", "youtube_2"], "spoken": [30.0, 20.0], "missed": [1.0, 2.0],
-                           "false_alarm": [0.5, 0.0], "confused": [3.0, 9.0]})
+toy_errors = pl.DataFrame({"clip": ["youtube_1", "youtube_2"], "spoken": [30.0, 20.0],
+                           "missed": [1.0, 2.0], "false_alarm": [0.5, 0.0], "confused": [3.0, 9.0]})
 found = toy_turns((0, 4, "Speaker 1"), (4, 9, "Speaker 2"))
 
 # %% ../nbs/13d_turnfigures.ipynb #figures_test
