@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Source', 'channel_table', 'found_of', 'from_archive', 'from_released', 'from_network', 'find_clips', 'clip_hashes',
-           'harvest_tables', 'harvest_accounting', 'leave_out_forgotten', 'listed_still', 'switched_on', 'facts',
-           'egress']
+           'harvest_tables', 'harvest_accounting', 'faults_that_may_pass', 'leave_out_forgotten', 'listed_still',
+           'switched_on', 'facts', 'egress']
 
 # %% ../nbs/01_harvest.ipynb #imports
 import os
@@ -153,7 +153,7 @@ def harvest_tables(found, source, clips):
 
 # %% ../nbs/01_harvest.ipynb #harvest_accounting
 def harvest_accounting(count, tables, forgotten=0):
-    "Records in, kept, repaired, rejected by reason; channels and captions too: `accounting`."
+    "Records in, kept, repaired, rejected by reason; channels, captions and clips too: `accounting`."
     def counts(df, by): return dict(df.group_by(by).len().sort(by).rows())
     mended = (
         tables["videos"]
@@ -165,6 +165,8 @@ def harvest_accounting(count, tables, forgotten=0):
     cells = tables["videos"].filter(
         ~pl.col("caption_reason").fill_null("").is_in(["empty", "not_in_source"])
     )
+    asked = tables["videos"].filter(
+        pl.col("clip").is_not_null() | pl.col("clip_reason").is_not_null())
     nulled = counts(cells.drop_nulls("caption_reason"), "caption_reason")
     return pl.concat([
         account(
@@ -175,7 +177,19 @@ def harvest_accounting(count, tables, forgotten=0):
         account(
             "harvest", "channel", len(tables["channels"]), len(tables["channels"]) - len(lost),
             counts(lost, "reason")),
-        account("harvest", "caption", len(cells), cells["caption"].count(), nulled)])
+        account("harvest", "caption", len(cells), cells["caption"].count(), nulled),
+        account("harvest", "clip", len(asked), asked["clip"].count(), counts(
+            asked.drop_nulls("clip_reason"), "clip_reason"))])
+
+# %% ../nbs/01_harvest.ipynb #may_pass
+def faults_that_may_pass(tables):
+    "The reasons of channels, videos and clips of a harvest that may be had another time."
+    channels = tables["channels"].filter(
+        pl.col("status").is_in(["failed", "not_asked"]), pl.col("reason") != "switched_off")
+    videos = tables["videos"].filter(status="not_checked")
+    clips = tables["videos"].filter(
+        pl.col("clip_reason").str.contains("^(rate_limited|connection|extractor_failed|http_5..)$"))
+    return [*channels["reason"], *videos["reason"], *clips["clip_reason"]]
 
 # %% ../nbs/01_harvest.ipynb #forgotten
 def leave_out_forgotten(found, run):

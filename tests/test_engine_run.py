@@ -35,6 +35,18 @@ def test_only_the_named_parts_are_read(tmp_path):
 def test_a_run_name_that_is_no_file_name_is_refused():
     with pytest.raises(ProfileError): Run("../elsewhere", root=".")
 
+# %% ../nbs/appendix/A05_run.ipynb #ask_again_test
+def test_faults_that_may_pass_are_noted_for_the_job(tmp_path, monkeypatch):
+    run = Run("r", root=tmp_path)
+    monkeypatch.delenv("DEESCAL_JOB", raising=False)
+    run.ask_again(["timeout"])
+    assert not list(tmp_path.rglob("*.again"))
+    monkeypatch.setenv("DEESCAL_JOB", "05_diarize")
+    run.ask_again([None, None])
+    assert not list(tmp_path.rglob("*.again"))
+    run.ask_again(["timeout", None, "quota", "timeout"])
+    assert (run.data/"jobs"/"05_diarize.again").read_text() == "1 quota, 2 timeout"
+
 # %% ../nbs/appendix/A05_run.ipynb #shows_test
 @pytest.mark.parametrize("fiction, wanted, shown", [(True, True, True), (True, False, False), (False, True, False)])
 def test_dialogue_is_shown_only_where_it_is_fiction_and_wanted(tmp_path, fiction, wanted, shown):

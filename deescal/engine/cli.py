@@ -122,6 +122,8 @@ def summary(jobs, since):
     for name in ran: print(f"  {name:24} {records[name]['seconds']:8.1f} s {records[name]['peak_mb']:8.0f} MB")
     together = sum(records[n]["seconds"] for n in ran)
     if ran: print(f"  {'together':24} {together:8.1f} s, in {clock(time.time() - since)} min")
+    for job in jobs:
+        if job.again.is_file(): print(f"{job.name}: not to be had now: {job.again.read_text()} (the same command asks again)")
     if report: print(f"Report: {(run.figures/'report.html').relative_to(run.root)}")
 
 # %% ../../nbs/appendix/A15_cli.ipynb #unwritten
@@ -176,7 +178,7 @@ def check(args):
     print(f"\n{len(jobs)} jobs of the profile {args.profile}, into data/runs/{run.name}/ and figures/{run.name}/:")
     runs = set()
     for job in jobs:
-        why, behind = stale(job), [j.name for j in job_after(job, jobs) if j.name in runs]
+        why, behind = due(job), [j.name for j in job_after(job, jobs) if j.name in runs]
         if why or behind: runs.add(job.name)
         what = ("run: " + "; ".join(why[:2]) if why else "runs if their tables change" if behind
                 else "page only" if page_stale(job) else "keep")

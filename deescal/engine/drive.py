@@ -262,8 +262,8 @@ def wanted_jobs(jobs, wanted=None):
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #why_run
 def why_run(jobs):
-    "The jobs that are stale: name -> reasons."
-    found = {j.name: stale(j) or (["its page changed"] if page_stale(j) else []) for j in jobs}
+    "The jobs that are due: name -> reasons."
+    found = {j.name: due(j) or (["its page changed"] if page_stale(j) else []) for j in jobs}
     return {name: reasons for name, reasons in found.items() if reasons}
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #announce

@@ -15,7 +15,7 @@ import yaml
 from .errors import FINAL_ERRORS, DeescalError, host_error
 from .files import atomic, digest, write_text
 from .jobs import (
-    WRITTEN, fingerprint, job_writes, outputs, page_fingerprint, page_stale, read_record, stale)
+    WRITTEN, due, fingerprint, job_writes, outputs, page_fingerprint, page_stale, read_record)
 from .locks import hold, release
 from .notebooks import cell_kind, import_nbformat, notebook_cells
 from .series import STAGES
@@ -231,7 +231,7 @@ def _run_held(job):
         f"{job.name} is being executed already", where=who, remedy="wait for it to end"))
     try:
         job.failure.unlink(missing_ok=True)
-        if stale(job): return _run_stale(job)
+        if due(job): return _run_stale(job)
         if not page_stale(job): return "kept"
         shown = page_fingerprint(job)
         execute(job, only_page=True)
@@ -261,6 +261,7 @@ def _run_stale(job):
     started = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     sends = could_send(job)
     job.record.unlink(missing_ok=True)
+    job.again.unlink(missing_ok=True)
     execute(job)
     absent = [p.relative_to(job.run.data).with_suffix("").as_posix() for p in job_writes(job) if not p.exists()]
     if absent:

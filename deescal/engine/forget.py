@@ -151,7 +151,7 @@ def forget_made(jobs):
     "Remove the records, logs, executed notebooks and pages of `jobs`, and the run's figures, exports and cards."
     run = jobs[0].run
     paths = [p for j in jobs for p in (
-        j.record, j.stamp, j.failure, j.progress, j.record.with_suffix(".log"), j.params_file, j.executed,
+        j.record, j.stamp, j.failure, j.progress, j.again, j.record.with_suffix(".log"), j.params_file, j.executed,
         j.executed.with_suffix(".html"))]
     paths += [p for p in run.figures.glob("*") if p.name != "notebooks"]
     paths += [run.data/n for n in ("export", "cards", "manifest.json")]

@@ -7,6 +7,7 @@ __all__ = ['Run', 'job_records', 'without_forgotten', 'account']
 
 # %% ../../nbs/appendix/A05_run.ipynb #imports
 import json, os, shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import polars as pl
 from fastcore.basics import patch
 
 from .errors import AccountingError, DeescalError, ProfileError, TableError
-from .files import atomic, digest, project_root, safe_id
+from .files import atomic, digest, project_root, safe_id, write_text
 from .tables import TABLES, check_table
 
 # %% ../../nbs/appendix/A05_run.ipynb #run_class
@@ -125,6 +126,16 @@ def without_forgotten(frame, run, column="video_id"):
     "`frame` without the rows whose `column` names a video that was removed from `run` for good."
     gone = run.forgotten(frame[column].drop_nulls().unique())
     return frame.filter(~pl.col(column).is_in(list(gone)).fill_null(False)) if gone else frame
+
+# %% ../../nbs/appendix/A05_run.ipynb #ask_again
+@patch
+def ask_again(self: Run, faults):
+    """Note that `faults`, reasons of a table (nulls are none), may have passed by the next run of this job.
+    Does nothing in a notebook that is run by hand, which always runs whole."""
+    counts = Counter(f for f in faults if f)
+    if counts and (job := os.environ.get("DEESCAL_JOB")):
+        told = ", ".join(f"{n} {reason}" for reason, n in sorted(counts.items()))
+        write_text(self.data/"jobs"/f"{job}.again", told)
 
 # %% ../../nbs/appendix/A05_run.ipynb #account
 def account(
