@@ -32,9 +32,9 @@ PROHIBITED = (
 # %% ../nbs/07c_cards.ipynb #limits
 LIMITS = (
     "The videos were chosen by channels for an audience: arrests and quarrels are "
-    "over-represented, quiet encounters are rare.",
+        "over-represented, quiet encounters are rare.",
     "Mostly United States, mostly English; who is filmed and shown depends on race, sex and "
-    "place, and so may what a model learns.",
+        "place, and so may what a model learns.",
     "Text only: no voice, face or gesture. Speakers and times were written by a model and are "
         "partly wrong.",
     "Aggressive language, slurs and distress are in it, as they were spoken.",
@@ -101,7 +101,7 @@ def _privacy(t):
     if t["corpora"].filter(corpus="clean")["personal"][0] == "keep":
         return ("## Personal data\n\n"
                 "**Not masked in this version: names, numbers and addresses are in it. Do not "
-                    "hand it on.**")
+                "hand it on.**")
     personal = json.loads((project_root()/"data/gold/personal.json").read_text())
     return f"""## Personal data
 
@@ -157,6 +157,26 @@ def _record_set(schema):
 PRIVACY = {"mask": "Names replaced by pseudonyms, numbers and addresses masked; not anonymous.",
            "keep": "Names, numbers and addresses of people are in it, unmasked."}
 
+def _responsible(personal):
+    "The responsible-AI properties: how data were collected, annotated and changed, limits, uses."
+    return {
+        "data_collection": "Public videos of police encounters, transcribed and diarized by "
+                           "language models; see the paper.",
+        "data_collection_type": ["Secondary Data analysis", "Web Scraping"],
+        "data_preprocessing_protocol": [
+            "Decoder loops cut, encodings repaired, narrators, error messages and "
+                "near-duplicates excluded."],
+        "data_annotation_protocol": [
+            "Roles by a linear model fitted on labels made by reading; see data/gold/README.md "
+                "of the project."],
+        "machine_annotation_tools": ["deescal"],
+        "data_biases": list(LIMITS[:2]), "data_limitations": list(LIMITS[2:]),
+        "data_use_cases": [*INTENDED, *(f"Prohibited: {x}" for x in PROHIBITED)],
+        "personal_sensitive_information": [PRIVACY[personal]],
+        "data_social_impact": "Better trained officers, if used as intended; harm to the people "
+                              "in the dialogues, if not."}
+
+# %% ../nbs/07c_cards.ipynb #croissant_file
 def croissant(path, version, notice, dated, personal="mask"):
     """The Croissant description (a dictionary) of the Parquet file at `path`, validated;
     `InputError` where it is not valid."""
@@ -172,31 +192,17 @@ def croissant(path, version, notice, dated, personal="mask"):
         description=" ".join(filter(None, (
             notice,
             "Repaired and de-identified transcripts of police encounters, for the training of "
-                "human officers."))),
-        license=["https://opensource.org/license/mit"], url="https://doi.org/10.7910/DVN/CWMCZI",
-        creators=[
-            mlc.Organization(
-                name="The deescal authors, after Hasan, Charu, Sridhar, Deb and Islam")],
+            "human officers."))),
+        license=["https://opensource.org/license/mit"],
+        url="https://doi.org/10.7910/DVN/CWMCZI",
+        creators=[mlc.Organization(
+            name="The deescal authors, after Hasan, Charu, Sridhar, Deb and Islam")],
         cite_as="Hasan, Charu, Sridhar, Deb, Islam (2026): DeEscalWild. arXiv 2604.13075. "
                 "doi:10.7910/DVN/CWMCZI",
-        conforms_to=["http://mlcommons.org/croissant/1.0",
-                     "http://mlcommons.org/croissant/RAI/1.0"],
+        conforms_to=[
+            "http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
         distribution=[file], record_sets=[_record_set(pl.read_parquet_schema(path))],
-        data_collection="Public videos of police encounters, transcribed and diarized by "
-                        "language models; see the paper.",
-        data_collection_type=["Secondary Data analysis", "Web Scraping"],
-        data_preprocessing_protocol=[
-            "Decoder loops cut, encodings repaired, narrators, error messages and "
-            "near-duplicates excluded."],
-        data_annotation_protocol=[
-            "Roles by a linear model fitted on labels made by reading; see data/gold/README.md "
-            "of the project."],
-        machine_annotation_tools=["deescal"], data_biases=list(LIMITS[:2]),
-        data_limitations=list(LIMITS[2:]),
-        data_use_cases=[*INTENDED, *(f"Prohibited: {x}" for x in PROHIBITED)],
-        personal_sensitive_information=[PRIVACY[personal]],
-        data_social_impact="Better trained officers, if used as intended; harm to the people in "
-                           "the dialogues, if not.")
+        **_responsible(personal))
     if meta.ctx.issues.errors:
         raise InputError(
             "; ".join(sorted(meta.ctx.issues.errors)), where=path,
