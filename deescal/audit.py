@@ -21,9 +21,11 @@ from .text import PUBLISHED_LENGTH
 
 # %% ../nbs/07_audit.ipynb #kinds
 FINDINGS = {
-    "loop_inside": ("error", "repair", "the transcriber repeats a phrase inside a turn until its output limit"),
+    "loop_inside": ("error", "repair",
+                    "the transcriber repeats a phrase inside a turn until its output limit"),
     "loop_across": ("error", "exclude turn", "the transcriber repeats turns"),
-    "error_text": ("error", "exclude turn", "an error message or a refusal stands where speech should"),
+    "error_text": ("error", "exclude turn",
+                   "an error message or a refusal stands where speech should"),
     "empty_turn": ("warning", "exclude turn", "nothing is said"),
     "narrator": ("warning", "exclude turn", "spoken to an audience, over the video"),
     "encoding": ("warning", "repair", "text that was decoded with the wrong encoding"),
@@ -34,12 +36,15 @@ FINDINGS = {
     "impossible_time": ("warning", "repair", "a start time beyond six hours"),
     "impossible_rate": ("warning", "tell", "more words than can be spoken before the next turn"),
     "mixed_speaker": ("info", "tell", "evidence for two roles under one label: perhaps two people"),
-    "leak": ("error", "exclude scenario", "a scenario that is also on the other side of the released split"),
+    "leak": ("error", "exclude scenario",
+             "a scenario that is also on the other side of the released split"),
     "near_duplicate": ("error", "exclude scenario", "a scenario that is in the corpus twice"),
     "trivial": ("warning", "exclude scenario", "fewer than 4 turns or 20 words"),
-    "one_sided": ("warning", "exclude scenario", "no turn of the officer's side, or none of a civilian"),
+    "one_sided": ("warning", "exclude scenario",
+                  "no turn of the officer's side, or none of a civilian"),
     "not_english": ("warning", "exclude scenario", "a scenario in another language"),
-    "over_length": ("info", "tell", "longer than the 2,048 tokens at which the published code cuts"),
+    "over_length": ("info", "tell",
+                    "longer than the 2,048 tokens at which the published code cuts"),
     "personal_text": ("info", "repair", "names, numbers, addresses of people in what is said"),
     "personal_label": ("info", "repair", "a name in the speaker's label alone"),
 }
@@ -50,8 +55,9 @@ def _findings(frame, finding, evidence, whole=False):
     severity, action, _ = FINDINGS[finding]
     turn = pl.lit(-1, pl.Int64) if whole else pl.col("turn").cast(pl.Int64)
     return frame.select(
-        finding=pl.lit(finding), severity=pl.lit(severity), action=pl.lit(action), scenario_id=pl.col("scenario_id"),
-        turn=turn, words=pl.col("words").cast(pl.Int64), evidence=evidence)
+        finding=pl.lit(finding), severity=pl.lit(severity), action=pl.lit(action),
+        scenario_id=pl.col("scenario_id"), turn=turn, words=pl.col("words").cast(pl.Int64),
+        evidence=evidence)
 
 # %% ../nbs/07_audit.ipynb #shingles
 EIGHTHS = 8  # parts of a scenario, to see whether what is shared lies in one place or all over it
@@ -61,26 +67,32 @@ def shingles(
     words=5, # words in a shingle
     keep=1,  # keep one in so many, chosen by the hash: the same ones everywhere
 ):
-    """Distinct shingles of each scenario: (scenario_id, shingle, part), the shingle as a 64-bit hash.
+    """Distinct shingles of each scenario: (scenario_id, shingle, part), the shingle as a 64-bit
+    hash.
 
-    `part` is the eighth of the scenario's distinct shingles that it is among, 0-7, in order of appearance.
-    A scenario with fewer words has none."""
+    `part` is the eighth of the scenario's distinct shingles that it is among, 0-7, in order of
+    appearance. A scenario with fewer words has none."""
     plain = pl.col("text").str.replace_all("’", "'", literal=True).str.to_lowercase()
     w = (
         turns.sort("scenario_id", "turn")
         .select("scenario_id", plain.str.extract_all(r"[\p{L}\p{N}']+").alias("word"))
         .explode("word").drop_nulls().with_columns(pl.col("word").hash(seed=0)))
-    mixed, same = pl.lit(0, pl.UInt64), pl.col("scenario_id") == pl.col("scenario_id").shift(1 - words)
+    mixed, same = (
+        pl.lit(0, pl.UInt64), pl.col("scenario_id") == pl.col("scenario_id").shift(1 - words))
     for i in range(words): mixed = (mixed * 1_000_003 + pl.col("word").shift(-i))
-    hashed = w.select("scenario_id", shingle=pl.when(same if words > 1 else True).then(mixed)).drop_nulls("shingle")
-    hashed = hashed.with_columns(pl.col("shingle").hash(seed=1)).filter(pl.col("shingle") % keep == 0)
+    hashed = w.select(
+        "scenario_id", shingle=pl.when(same if words > 1 else True).then(mixed),
+    ).drop_nulls("shingle")
+    hashed = hashed.with_columns(
+        pl.col("shingle").hash(seed=1)).filter(pl.col("shingle") % keep == 0)
     distinct = hashed.unique(["scenario_id", "shingle"], keep="first", maintain_order=True)
     part = (pl.int_range(pl.len()) * EIGHTHS // pl.len()).over("scenario_id").cast(pl.UInt8)
     return distinct.with_columns(part=part)
 
 # %% ../nbs/07_audit.ipynb #candidates
 def _shared_counts(shingle, doc, df):
-    "Pairs of documents (a < b) and how many shingles link them. Arrays sorted by shingle, then document."
+    """Pairs of documents (a < b) and how many shingles link them. Arrays sorted by
+    shingle, then document."""
     n, keys = int(doc.max()) + 1 if len(doc) else 1, []
     for gap in range(1, 32):
         if gap >= len(shingle): break
@@ -88,12 +100,14 @@ def _shared_counts(shingle, doc, df):
         if gap > 2: link &= df[gap:] <= 32
         at = np.flatnonzero(link)
         keys.append(doc[at].astype(np.int64) * n + doc[at + gap])
-    key, count = np.unique(np.concatenate(keys), return_counts=True) if keys else (np.array([], int),) * 2
+    key, count = (
+        np.unique(np.concatenate(keys), return_counts=True) if keys else (np.array([], int),) * 2)
     return key // n, key % n, count
 
 # %% ../nbs/07_audit.ipynb #near_duplicates
-PAIRS = {"scenario_a": pl.String, "scenario_b": pl.String, "shared": pl.Int64, "jaccard": pl.Float64,
-         "containment": pl.Float64, "spread": pl.Int64}
+PAIRS = {
+    "scenario_a": pl.String, "scenario_b": pl.String, "shared": pl.Int64, "jaccard": pl.Float64,
+    "containment": pl.Float64, "spread": pl.Int64}
 
 def near_duplicates(
     turns,               # needs scenario_id, turn, text; or shingles as `shingles` returns them
@@ -102,25 +116,31 @@ def near_duplicates(
     words=5,             # words in a shingle
     min_shared=6,        # shared shingles below which a share means nothing
 ):
-    "Near-duplicate pairs (table `duplicates`): (scenario_a, scenario_b, shared, jaccard, containment, spread)."
-    s = (turns if "shingle" in turns.columns else shingles(turns, words)).sort("shingle", "scenario_id")
+    """Near-duplicate pairs (table `duplicates`): (scenario_a, scenario_b, shared, jaccard,
+    containment, spread)."""
+    s = (turns if "shingle" in turns.columns else shingles(turns, words)).sort(
+        "shingle", "scenario_id")
     ids = s["scenario_id"].unique().sort()
     if len(ids) < 2: return pl.DataFrame(schema=PAIRS)
-    doc = s["scenario_id"].replace_strict(ids, pl.int_range(len(ids), dtype=pl.UInt32, eager=True)).to_numpy()
-    shingle, part, size = s["shingle"].to_numpy(), s["part"].to_numpy(), np.bincount(doc, minlength=len(ids))
+    doc = s["scenario_id"].replace_strict(
+        ids, pl.int_range(len(ids), dtype=pl.UInt32, eager=True)).to_numpy()
+    shingle, part, size = (
+        s["shingle"].to_numpy(), s["part"].to_numpy(), np.bincount(doc, minlength=len(ids)))
     run = s["shingle"].rle().struct.field("len").to_numpy()
     a, b, count = _shared_counts(shingle, doc, np.repeat(run, run))
     likely = (count >= min_shared) & (count >= 0.5 * min_containment * np.minimum(size[a], size[b]))
     order = np.argsort(doc, kind="stable")
     begin, rows = np.searchsorted(doc[order], np.arange(len(ids) + 1)), []
-    for x, y in zip(a[likely], b[likely]):  # a loop over the few candidates: each is compared exactly
+    for x, y in zip(a[likely], b[likely]):  # a loop: the few candidates are compared exactly
         i, j = sorted((order[begin[k]:begin[k + 1]] for k in (x, y)), key=len)
         both = i[np.isin(shingle[i], shingle[j], assume_unique=True)]
         shared = len(both)
-        spread = int((np.bincount(part[both], minlength=EIGHTHS) >= max(1, shared / EIGHTHS / 4)).sum())
+        spread = int((
+            np.bincount(part[both], minlength=EIGHTHS) >= max(1, shared / EIGHTHS / 4)).sum())
         if shared >= min_shared and shared / len(i) >= min_containment and spread >= min_spread:
             either = len(i) + len(j) - shared
-            rows.append((ids[int(x)], ids[int(y)], shared, shared / either, shared / len(i), spread))
+            rows.append((ids[int(x)], ids[int(y)], shared, shared / either, shared / len(i),
+                         spread))
     return pl.DataFrame(rows, schema=PAIRS, orient="row").sort("scenario_a", "scenario_b")
 
 # %% ../nbs/07_audit.ipynb #planted_pairs
@@ -143,14 +163,15 @@ def plant_copy(
 
 # %% ../nbs/07_audit.ipynb #leak_search
 def leak_search(
-    turns,           # scenario_id, turn, text: the originals, and the ordinary scenarios that are no copies
+    turns,           # scenario_id, turn, text: the originals, and the ordinary ones besides
     rng,             # random.Random
     cut=(0.3, 0.9),  # range of the share kept, or None
     noise=None,      # range of the share of words changed, or None
     copies=40,       # how many scenarios are copied
-    doubles=(),      # pairs of originals that are known to be doubles: found or not, they count neither way
+    doubles=(),      # pairs of originals known to be doubles: they count neither way
 ):
-    """Plant copies and search: (recall, precision), 0-1; no precision (None) where nothing is found.
+    """Plant copies and search: (recall, precision), 0-1; no precision (None) where nothing is
+    found.
 
     Every pair that was not planted counts against precision, but for `doubles` and their copies."""
     said = turns.sort("scenario_id", "turn").group_by("scenario_id", maintain_order=True).agg(
@@ -159,17 +180,25 @@ def leak_search(
     lexicon, planted, rows = [w for t in texts.values() for w in t], set(), []
     for sid in rng.sample(sorted(texts), min(copies, len(texts))):
         share, changed = (rng.uniform(*x) if x else y for x, y in ((cut, 1.0), (noise, 0.0)))
-        rows.append((f"copy of {sid}", 0, " ".join(plant_copy(texts[sid], rng, share, changed, lexicon))))
+        rows.append((f"copy of {sid}", 0,
+                     " ".join(plant_copy(texts[sid], rng, share, changed, lexicon))))
         planted.add(frozenset((sid, f"copy of {sid}")))
-    added = pl.DataFrame(rows, schema={"scenario_id": pl.String, "turn": pl.Int64, "text": pl.String}, orient="row")
-    pairs = near_duplicates(pl.concat([turns.select(added.columns), added])).select("scenario_a", "scenario_b").rows()
+    added = pl.DataFrame(
+        rows, schema={"scenario_id": pl.String, "turn": pl.Int64, "text": pl.String}, orient="row")
+    pairs = near_duplicates(pl.concat([turns.select(added.columns), added])).select(
+        "scenario_a", "scenario_b").rows()
     known = {frozenset(d) for d in doubles}
-    found = [frozenset(p) for p in pairs if frozenset(x.removeprefix("copy of ") for x in p) not in known]
-    return len(planted & set(found)) / len(planted), len(planted & set(found)) / len(found) if found else None
+    found = [
+        frozenset(p) for p in pairs
+        if frozenset(x.removeprefix("copy of ") for x in p) not in known]
+    return (
+        len(planted & set(found)) / len(planted),
+        len(planted & set(found)) / len(found) if found else None)
 
 # %% ../nbs/07_audit.ipynb #groups
 def duplicate_groups(scenario_ids, pairs):
-    "Group of each scenario (table `groups`): connected components of `pairs`, named by their first identifier."
+    """Group of each scenario (table `groups`): connected components of `pairs`, named by their
+    first identifier."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     ids = sorted(scenario_ids)
@@ -178,7 +207,8 @@ def duplicate_groups(scenario_ids, pairs):
     _, label = connected_components(
         coo_array((np.ones(len(a)), (a, b)), shape=(len(ids), len(ids))), directed=False)
     return (
-        pl.DataFrame({"scenario_id": ids, "label": label}, schema={"scenario_id": pl.String, "label": pl.Int32})
+        pl.DataFrame({"scenario_id": ids, "label": label},
+                     schema={"scenario_id": pl.String, "label": pl.Int32})
         .with_columns(pl.col("scenario_id").min().over("label").alias("group")).drop("label"))
 
 # %% ../nbs/07_audit.ipynb #find_duplicates
@@ -186,23 +216,28 @@ def find_duplicates(
     scenarios, # scenario_id, platform, released_split, words
     pairs,     # from `near_duplicates`
 ):
-    "Scenarios that are in the corpus again: findings `leak` and `near_duplicate`, all but one of each group."
+    """Scenarios that are in the corpus again: findings `leak` and `near_duplicate`,
+    all but one of each group."""
     side = pl.col("released_split") == "test"
     s = scenarios.join(duplicate_groups(scenarios["scenario_id"], pairs), on="scenario_id")
     s = s.sort(side, "words", "scenario_id", descending=[True, True, False]).with_columns(
         kept=pl.struct("scenario_id", "released_split", "platform").first().over("group"))
-    again = s.filter(pl.col("scenario_id") != pl.col("kept").struct.field("scenario_id")).with_columns(
+    again = s.filter(
+        pl.col("scenario_id") != pl.col("kept").struct.field("scenario_id"),
+    ).with_columns(
         across=pl.col("platform") != pl.col("kept").struct.field("platform"),
         leak=(pl.col("released_split") != "") & (
             pl.col("released_split") != pl.col("kept").struct.field("released_split")))
     links = pl.concat([
         pairs.select(scenario_id="scenario_a", other="scenario_b", share="containment"),
         pairs.select(scenario_id="scenario_b", other="scenario_a", share="containment")])
-    nearest = links.sort("share", "other", descending=[True, False]).unique("scenario_id", keep="first")
+    nearest = links.sort("share", "other", descending=[True, False]).unique(
+        "scenario_id", keep="first")
     again = again.join(nearest, on="scenario_id", how="left", maintain_order="left")
-    evidence = pl.format("in the group of {}{}, nearest copy {} %", pl.col("kept").struct.field("scenario_id"),
-                         pl.when("across").then(pl.lit(" (another platform)")).otherwise(pl.lit("")),
-                         (pl.col("share") * 100).round(0).cast(pl.Int64))
+    evidence = pl.format(
+        "in the group of {}{}, nearest copy {} %", pl.col("kept").struct.field("scenario_id"),
+        pl.when("across").then(pl.lit(" (another platform)")).otherwise(pl.lit("")),
+        (pl.col("share") * 100).round(0).cast(pl.Int64))
     return pl.concat([
         _findings(again.filter("leak"), "leak", evidence, whole=True),
         _findings(again.filter(~pl.col("leak")), "near_duplicate", evidence, whole=True)])
@@ -211,14 +246,17 @@ def find_duplicates(
 LAST_SECOND = 6 * 3600.0  # no video here is longer
 
 def odd_seconds(column="start_time"):
-    "Expression: seconds from [H:]MM:SS,mmm or [H:]MM:SS.mmm, the forms of subtitles; null for anything else."
+    """Expression: seconds from [H:]MM:SS,mmm or [H:]MM:SS.mmm, the forms of subtitles; null for
+    anything else."""
     g = pl.col(column).str.strip_chars().str.extract_groups(
         r"^(?:([0-9]{1,2}):)?([0-9]{1,3}):([0-5][0-9][,.][0-9]{1,3})$")
     def part(i): return g.struct.field(str(i)).str.replace(",", ".", literal=True).cast(pl.Float64)
     return (part(1).fill_null(0.0) * 3600 + part(2) * 60 + part(3)).alias("odd")
 
+# %% ../nbs/07_audit.ipynb #out_of_order
 def _out_of_order(times):
-    "Positions to leave out so that the rest of `times` (None allowed) never falls: as few as possible."
+    """Positions to leave out so that the rest of `times` (None allowed) never falls:
+    as few as possible."""
     tails, at, before = [], [], {}
     for i, t in enumerate(times):
         if t is None: continue
@@ -233,21 +271,26 @@ def _out_of_order(times):
 
 # %% ../nbs/07_audit.ipynb #find_times
 def find_times(turns):
-    "Findings `odd_time`, `unreadable_time`, `impossible_time`, `backward_time` in `turns` (start_time, start_s)."
+    """Findings `odd_time`, `unreadable_time`, `impossible_time`, `backward_time` in `turns`
+    (start_time, start_s)."""
     t = timed_turns(turns).with_columns(odd=odd_seconds())
     said = pl.col("start_time").str.slice(0, 12)
     odd = t.filter(pl.col("start_s").is_null() & pl.col("odd").is_not_null())
     none = t.filter(pl.col("start_s").is_null() & pl.col("odd").is_null())
     late = t.filter(pl.col("start_s") > LAST_SECOND)
     rest = t.with_columns(pl.when(pl.col("start_s") <= LAST_SECOND).then("start_s"))
-    falls = rest.filter(pl.col("start_s").forward_fill().diff().over("scenario_id") < 0)["scenario_id"].unique().sort()
+    falls = rest.filter(
+        pl.col("start_s").forward_fill().diff().over("scenario_id") < 0,
+    )["scenario_id"].unique().sort()
     back = [(sid, s["turn"][i], s["words"][i], s["start_s"][i]) for sid in falls
             for s in [rest.filter(scenario_id=sid)] for i in _out_of_order(s["start_s"].to_list())]
     back = pl.DataFrame(back, orient="row", schema={
         "scenario_id": pl.String, "turn": pl.Int64, "words": pl.Int64, "start_s": pl.Float64})
     return pl.concat([
-        _findings(odd, "odd_time", pl.format("has the form of {}", said.str.replace_all(r"[0-9]", "0"))),
-        _findings(none, "unreadable_time", pl.format("has the form of {}", said.str.replace_all(r"[0-9]", "0"))),
+        _findings(odd, "odd_time",
+                  pl.format("has the form of {}", said.str.replace_all(r"[0-9]", "0"))),
+        _findings(none, "unreadable_time",
+                  pl.format("has the form of {}", said.str.replace_all(r"[0-9]", "0"))),
         _findings(late, "impossible_time", pl.format("{} s", "start_s")),
         _findings(back, "backward_time", pl.format("{} s", "start_s"))])
 
@@ -258,20 +301,26 @@ def find_rates(
 ):
     "Findings `impossible_rate`: turns of 20 words or more at over `FASTEST` words a second."
     fast = timed_turns(turns).filter((pl.col("rate") > FASTEST) & (pl.col("words") >= 20))
-    if loops is not None: fast = fast.join(loops.filter(kind="inside"), on=["scenario_id", "turn"], how="anti")
-    return _findings(fast, "impossible_rate", pl.format("{} words a second", pl.col("rate").round(1)))
+    if loops is not None:
+        fast = fast.join(loops.filter(kind="inside"), on=["scenario_id", "turn"], how="anti")
+    return _findings(fast, "impossible_rate",
+                     pl.format("{} words a second", pl.col("rate").round(1)))
 
 # %% ../nbs/07_audit.ipynb #find_text
 _ERRORS = (
-    r"(?i)\[?error (?:fetching|generating|processing|transcribing|occurred)|\ban error occurred\b|\bhttp error \d"
+    r"(?i)\[?error (?:fetching|generating|processing|transcribing|occurred)"
+    r"|\ban error occurred\b|\bhttp error \d"
     r"|\bstatus code:? [45]\d\d|traceback \(most recent|could not retrieve a transcript"
     r"|no transcripts? (?:were|was) found|subtitles are disabled|\bas an ai (?:language )?model\b"
-    r"|i(?:'m| am) (?:sorry, (?:but )?i (?:can(?:'|no)t|am unable to)|unable to) (?:transcribe|process|assist)"
+    r"|i(?:'m| am) (?:sorry, (?:but )?i (?:can(?:'|no)t|am unable to)|unable to) "
+    r"(?:transcribe|process|assist)"
     r'|^\s*\{"?error"?:|\b(?:quota|rate limit) exceeded\b')
 _MOJIBAKE = r"[ÃÂ][\x{80}-\x{BF}€‚ƒ„…†‡ˆ‰Š‹ŒŽ‘’“”•–—˜™š›œžŸ]|â€|ï»¿|ðŸ"
 
+# %% ../nbs/07_audit.ipynb #repair_encoding
 def repair_encoding(text):
-    "Text whose UTF-8 was decoded as something else, decoded as it should have been (ftfy), until nothing changes."
+    """Text whose UTF-8 was decoded as something else, decoded as it should have been (ftfy), until
+    nothing changes."""
     from ftfy import fix_encoding
     for _ in range(4):
         fixed = fix_encoding(text)
@@ -279,32 +328,40 @@ def repair_encoding(text):
         text = fixed
     return text
 
+# %% ../nbs/07_audit.ipynb #find_text_all
 def find_text(turns):
     "Findings `error_text`, `empty_turn`, `narrator`, `encoding`, `lost_characters`."
     t = timed_turns(turns)
     silent = ~pl.col("text").str.contains(r"[\p{L}\p{N}]")
     broken = t.filter(pl.col("text").str.contains(_MOJIBAKE))
-    broken = broken.filter(pl.Series([repair_encoding(x) != x for x in broken["text"]], dtype=pl.Boolean))
+    broken = broken.filter(pl.Series([repair_encoding(x) != x for x in broken["text"]],
+                                     dtype=pl.Boolean))
     lost = t.filter(pl.col("text").str.contains("\ufffd"))
-    narrated = t.filter(~silent & (pl.col("role") == "narrator")) if "role" in t.columns else t.head(0)
+    narrated = (
+        t.filter(~silent & (pl.col("role") == "narrator")) if "role" in t.columns else t.head(0))
     return pl.concat([
-        _findings(t.filter(pl.col("text").str.contains(_ERRORS)), "error_text", pl.lit("reads like an error message")),
+        _findings(t.filter(pl.col("text").str.contains(_ERRORS)), "error_text",
+                  pl.lit("reads like an error message")),
         _findings(t.filter(silent), "empty_turn", pl.lit("no letter and no digit")),
         _findings(narrated, "narrator", pl.lit("role narrator")),
         _findings(broken, "encoding", pl.lit("UTF-8 that was decoded as something else")),
-        _findings(lost, "lost_characters", pl.format("{} times U+FFFD", pl.col("text").str.count_matches("\ufffd")))])
+        _findings(lost, "lost_characters",
+                  pl.format("{} times U+FFFD", pl.col("text").str.count_matches("\ufffd")))])
 
 # %% ../nbs/07_audit.ipynb #find_scenarios
 @lru_cache(maxsize=1)
-def _identifier(): return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
+def _identifier():
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 def _language(text):
     "The language of a text as (code, probability)."
     code, p = _identifier().classify(text)
     return code, float(p)
 
+# %% ../nbs/07_audit.ipynb #find_scenarios_all
 def find_scenarios(turns):
-    "Findings `trivial`, `one_sided`, `not_english`, `over_length`: each about a scenario as a whole."
+    """Findings `trivial`, `one_sided`, `not_english`, `over_length`: each about a
+    scenario as a whole."""
     t = timed_turns(turns)
     side = pl.col("role").is_in(["officer", "dispatcher"])
     tokens = pl.col("text").str.count_matches(r"\w+|[^\w\s]").sum() + 4 * pl.len()
@@ -321,7 +378,8 @@ def find_scenarios(turns):
         p=pl.Series([g[1] for g in guess], dtype=pl.Float64))
     other = enough.filter((pl.col("language") != "en") & (pl.col("p") > 0.99))
     return pl.concat([
-        _findings(s.filter(small), "trivial", pl.format("{} turns, {} words", "turns", "words"), True),
+        _findings(s.filter(small), "trivial", pl.format("{} turns, {} words", "turns", "words"),
+                  True),
         _findings(s.filter(alone), "one_sided",
                   pl.format("{} turns of officers, {} of civilians", "officer", "civilian"), True),
         _findings(other, "not_english", pl.format("language {}", "language"), True),
@@ -332,20 +390,28 @@ def find_scenarios(turns):
 DIVIDED = 0.9  # confidence below which a role stands on divided evidence
 
 def find_mixed(turns):
-    "Findings `mixed_speaker`: one a label, at its first turn, where six turns or more leave the role in doubt."
+    """Findings `mixed_speaker`: one a label, at its first turn, where six turns or more leave the
+    role in doubt."""
     m = timed_turns(turns).group_by("scenario_id", "speaker_label", maintain_order=True).agg(
         pl.col("turn").first(), pl.col("words").sum(), pl.len().alias("turns"),
         pl.col("role", "role_confidence").first())
     m = m.filter((pl.col("turns") >= 6) & (pl.col("role_confidence") < DIVIDED))
     return _findings(
-        m, "mixed_speaker", pl.format("{} at a confidence of {}, {} turns", "role", "role_confidence", "turns"))
+        m, "mixed_speaker",
+        pl.format("{} at a confidence of {}, {} turns", "role", "role_confidence", "turns"))
 
+# %% ../nbs/07_audit.ipynb #find_personal
 def find_personal(turns):
-    "Findings `personal_text` and `personal_label`: turns that hold some, with the count of each kind."
+    """Findings `personal_text` and `personal_label`: turns that hold some, with the
+    count of each kind."""
     _, found, _ = deidentify_once(timed_turns(turns))
-    kinds = found.sort("scenario_id", "turn", "kind").group_by("scenario_id", "turn", maintain_order=True).agg(
-        pl.format("{} {}", "n", "kind").str.join(", ").alias("evidence"), in_text=(pl.col("kind") != "label").any())
-    kinds = kinds.join(timed_turns(turns).select("scenario_id", "turn", "words"), on=["scenario_id", "turn"])
+    kinds = found.sort("scenario_id", "turn", "kind").group_by(
+        "scenario_id", "turn", maintain_order=True,
+    ).agg(
+        pl.format("{} {}", "n", "kind").str.join(", ").alias("evidence"),
+        in_text=(pl.col("kind") != "label").any())
+    kinds = kinds.join(timed_turns(turns).select("scenario_id", "turn", "words"),
+                       on=["scenario_id", "turn"])
     return pl.concat([
         _findings(kinds.filter("in_text"), "personal_text", pl.col("evidence")),
         _findings(kinds.filter(~pl.col("in_text")), "personal_label", pl.col("evidence"))])
@@ -364,5 +430,5 @@ def audit(
     return pl.concat([
         _findings(inside, "loop_inside", pl.col("evidence")),
         _findings(loops.filter(kind="across"), "loop_across", text),
-        find_duplicates(scenarios, pairs), find_times(turns), find_rates(turns, loops), find_text(turns),
-        find_scenarios(turns), find_mixed(turns), find_personal(turns)])
+        find_duplicates(scenarios, pairs), find_times(turns), find_rates(turns, loops),
+        find_text(turns), find_scenarios(turns), find_mixed(turns), find_personal(turns)])

@@ -18,23 +18,28 @@ from .roles import read_weights
 
 # %% ../nbs/07c_cards.ipynb #uses
 INTENDED = (
-    "Education and training of human officers in de-escalation: a model plays the civilian in an exercise.",
-    "Research on such training, on dialogue in conflict, and on the quality of corpora made by machines.")
+    "Education and training of human officers in de-escalation: a model plays the civilian in an "
+        "exercise.",
+    "Research on such training, on dialogue in conflict, and on the quality of corpora made by "
+        "machines.")
 
 # %% ../nbs/07c_cards.ipynb #prohibited
 PROHIBITED = (
-    "Predictive policing.", "Profiling or scoring of people or groups.", "Autonomous decisions about people.",
+    "Predictive policing.", "Profiling or scoring of people or groups.",
+    "Autonomous decisions about people.",
     "Identifying anybody in the dialogues, or linking them to videos or news.")
 
 # %% ../nbs/07c_cards.ipynb #limits
 LIMITS = (
-    "The videos were chosen by channels for an audience: arrests and quarrels are over-represented, quiet encounters "
-        "are rare.",
-    "Mostly United States, mostly English; who is filmed and shown depends on race, sex and place, and so may what "
-        "a model learns.",
-    "Text only: no voice, face or gesture. Speakers and times were written by a model and are partly wrong.",
+    "The videos were chosen by channels for an audience: arrests and quarrels are "
+        "over-represented, quiet encounters are rare.",
+    "Mostly United States, mostly English; who is filmed and shown depends on race, sex and "
+        "place, and so may what a model learns.",
+    "Text only: no voice, face or gesture. Speakers and times were written by a model and are "
+        "partly wrong.",
     "Aggressive language, slurs and distress are in it, as they were spoken.",
-    "De-identified, not anonymous: names without a title and events that were in the news can remain.")
+    "De-identified, not anonymous: names without a title and events that were in the news can "
+        "remain.")
 
 # %% ../nbs/07c_cards.ipynb #card
 def _cell(v):
@@ -44,13 +49,14 @@ def _cell(v):
 # %% ../nbs/07c_cards.ipynb #markdown_table
 def _md(df):
     align = ["right" if df.schema[c].is_numeric() else "left" for c in df.columns]
-    return tabulate([[_cell(v) for v in r] for r in df.rows()], headers=df.columns, tablefmt="pipe", colalign=align,
-                    disable_numparse=True)
+    return tabulate([[_cell(v) for v in r] for r in df.rows()], headers=df.columns, tablefmt="pipe",
+                    colalign=align, disable_numparse=True)
 
 # %% ../nbs/07c_cards.ipynb #faults
 def _faults(findings):
     return findings.group_by("finding", "severity", "action").agg(
-        pl.len().alias("findings"), pl.col("scenario_id").n_unique().alias("scenarios"), pl.col("words").sum(),
+        pl.len().alias("findings"), pl.col("scenario_id").n_unique().alias("scenarios"),
+        pl.col("words").sum(),
     ).sort("finding")
 
 # %% ../nbs/07c_cards.ipynb #bullets
@@ -94,7 +100,8 @@ Where the words of the raw corpus went:
 def _privacy(t):
     if t["corpora"].filter(corpus="clean")["personal"][0] == "keep":
         return ("## Personal data\n\n"
-                "**Not masked in this version: names, numbers and addresses are in it. Do not hand it on.**")
+                "**Not masked in this version: names, numbers and addresses are in it. Do not "
+                "hand it on.**")
     personal = json.loads((project_root()/"data/gold/personal.json").read_text())
     return f"""## Personal data
 
@@ -114,60 +121,88 @@ Version `{version}`, {dated}. A de-identified and repaired form of the transcrip
 Sridhar, Deb, Islam 2026, arXiv 2604.13075; data DOI 10.7910/DVN/CWMCZI), made by deescal. One row a turn, in
 `turns.parquet`."""
     return "\n\n".join(filter(None, [
-        head, f"**{notice}**" if notice else "", "## Intended uses", _bullets(INTENDED), "## Prohibited uses",
-        _bullets(PROHIBITED), _content(t), _remedies(t), _privacy(t), "## Limits", _bullets(LIMITS)])) + "\n"
+        head, f"**{notice}**" if notice else "", "## Intended uses", _bullets(INTENDED),
+        "## Prohibited uses", _bullets(PROHIBITED), _content(t), _remedies(t), _privacy(t),
+        "## Limits", _bullets(LIMITS)])) + "\n"
 
 # %% ../nbs/07c_cards.ipynb #fields
 FIELDS = {
-    "scenario": "an encounter; a hash, not the identifier of a video", "turn": "position in the raw scenario, from 0",
-    "platform": "youtube, tiktok, facebook or other", "start_s": "start time in seconds, empty where unknown",
+    "scenario": "an encounter; a hash, not the identifier of a video",
+    "turn": "position in the raw scenario, from 0",
+    "platform": "youtube, tiktok, facebook or other",
+    "start_s": "start time in seconds, empty where unknown",
     "speaker": "label of the speaker, names replaced by pseudonyms",
-    "role": "officer, dispatcher, civilian, narrator or other", "role_confidence": "of the role, 0 to 1",
-    "text": "what was said, de-identified", "words": "runs of characters between white space",
+    "role": "officer, dispatcher, civilian, narrator or other",
+    "role_confidence": "of the role, 0 to 1",
+    "text": "what was said, de-identified",
+    "words": "runs of characters between white space",
     "tokens": "wordpunct tokens", "repairs": "what was done to the turn"}
 
 # %% ../nbs/07c_cards.ipynb #record_set
 def _record_set(schema):
     import mlcroissant as mlc
-    types = {pl.String: mlc.DataType.TEXT, pl.Int64: mlc.DataType.INTEGER, pl.Float64: mlc.DataType.FLOAT}
+    types = {pl.String: mlc.DataType.TEXT, pl.Int64: mlc.DataType.INTEGER,
+             pl.Float64: mlc.DataType.FLOAT}
     return mlc.RecordSet(
-        id="turns", name="turns", description="One row an utterance.", key=["turns/scenario", "turns/turn"], fields=[
-            mlc.Field(id=f"turns/{c}", name=c, description=FIELDS[c], data_types=types[schema[c].base_type()],
-                      source=mlc.Source(file_object="turns-file", extract=mlc.Extract(column=c))) for c in schema])
+        id="turns", name="turns", description="One row an utterance.",
+        key=["turns/scenario", "turns/turn"],
+        fields=[
+            mlc.Field(
+                id=f"turns/{c}", name=c, description=FIELDS[c],
+                data_types=types[schema[c].base_type()],
+                source=mlc.Source(file_object="turns-file", extract=mlc.Extract(column=c)))
+            for c in schema])
 
 # %% ../nbs/07c_cards.ipynb #croissant
 PRIVACY = {"mask": "Names replaced by pseudonyms, numbers and addresses masked; not anonymous.",
            "keep": "Names, numbers and addresses of people are in it, unmasked."}
 
+def _responsible(personal):
+    "The responsible-AI properties: how data were collected, annotated and changed, limits, uses."
+    return {
+        "data_collection": "Public videos of police encounters, transcribed and diarized by "
+                           "language models; see the paper.",
+        "data_collection_type": ["Secondary Data analysis", "Web Scraping"],
+        "data_preprocessing_protocol": [
+            "Decoder loops cut, encodings repaired, narrators, error messages and "
+                "near-duplicates excluded."],
+        "data_annotation_protocol": [
+            "Roles by a linear model fitted on labels made by reading; see data/gold/README.md "
+                "of the project."],
+        "machine_annotation_tools": ["deescal"],
+        "data_biases": list(LIMITS[:2]), "data_limitations": list(LIMITS[2:]),
+        "data_use_cases": [*INTENDED, *(f"Prohibited: {x}" for x in PROHIBITED)],
+        "personal_sensitive_information": [PRIVACY[personal]],
+        "data_social_impact": "Better trained officers, if used as intended; harm to the people "
+                              "in the dialogues, if not."}
+
+# %% ../nbs/07c_cards.ipynb #croissant_file
 def croissant(path, version, notice, dated, personal="mask"):
-    """The Croissant description (a dictionary) of the Parquet file at `path`, validated; `InputError` where it is not
-    valid."""
+    """The Croissant description (a dictionary) of the Parquet file at `path`, validated;
+    `InputError` where it is not valid."""
     import mlcroissant as mlc
     file = mlc.FileObject(
-        id="turns-file", name=path.name, content_url=path.name, encoding_formats=["application/x-parquet"],
+        id="turns-file", name=path.name, content_url=path.name,
+        encoding_formats=["application/x-parquet"],
         sha256=file_sha256(path), content_size=f"{path.stat().st_size} B")
     day = datetime.datetime.fromisoformat(dated)
     meta = mlc.Metadata(
-        name="DeEscalWild-clean", version=f"1.0.0+{version}", date_published=day, date_created=day, in_language=["en"],
+        name="DeEscalWild-clean", version=f"1.0.0+{version}",
+        date_published=day, date_created=day, in_language=["en"],
         description=" ".join(filter(None, (
             notice,
-            "Repaired and de-identified transcripts of police encounters, for the training of human officers."))),
-        license=["https://opensource.org/license/mit"], url="https://doi.org/10.7910/DVN/CWMCZI",
-        creators=[mlc.Organization(name="The deescal authors, after Hasan, Charu, Sridhar, Deb and Islam")],
-        cite_as="Hasan, Charu, Sridhar, Deb, Islam (2026): DeEscalWild. arXiv 2604.13075. doi:10.7910/DVN/CWMCZI",
-        conforms_to=["http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
+            "Repaired and de-identified transcripts of police encounters, for the training of "
+            "human officers."))),
+        license=["https://opensource.org/license/mit"],
+        url="https://doi.org/10.7910/DVN/CWMCZI",
+        creators=[mlc.Organization(
+            name="The deescal authors, after Hasan, Charu, Sridhar, Deb and Islam")],
+        cite_as="Hasan, Charu, Sridhar, Deb, Islam (2026): DeEscalWild. arXiv 2604.13075. "
+                "doi:10.7910/DVN/CWMCZI",
+        conforms_to=[
+            "http://mlcommons.org/croissant/1.0", "http://mlcommons.org/croissant/RAI/1.0"],
         distribution=[file], record_sets=[_record_set(pl.read_parquet_schema(path))],
-        data_collection="Public videos of police encounters, transcribed and diarized by language models; "
-                        "see the paper.",
-        data_collection_type=["Secondary Data analysis", "Web Scraping"],
-        data_preprocessing_protocol=[
-            "Decoder loops cut, encodings repaired, narrators, error messages and near-duplicates excluded."],
-        data_annotation_protocol=[
-            "Roles by a linear model fitted on labels made by reading; see data/gold/README.md of the project."],
-        machine_annotation_tools=["deescal"], data_biases=list(LIMITS[:2]), data_limitations=list(LIMITS[2:]),
-        data_use_cases=[*INTENDED, *(f"Prohibited: {x}" for x in PROHIBITED)],
-        personal_sensitive_information=[PRIVACY[personal]],
-        data_social_impact="Better trained officers, if used as intended; harm to the people in the dialogues, if not.")
+        **_responsible(personal))
     if meta.ctx.issues.errors:
         raise InputError(
             "; ".join(sorted(meta.ctx.issues.errors)), where=path,
@@ -176,7 +211,8 @@ def croissant(path, version, notice, dated, personal="mask"):
 
 # %% ../nbs/07c_cards.ipynb #model_card
 def model_card(row):
-    "The adapter's model card as Markdown: what it is, what it is for, and what it must not be used for."
+    """The adapter's model card as Markdown: what it is, what it is for, and what it
+    must not be used for."""
     facts = "\n".join(f"| {k.replace('_', ' ')} | {v} |" for k, v in row.items())
     return f"""# A civilian for de-escalation training: adapter for {row['model']}
 

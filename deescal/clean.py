@@ -12,7 +12,8 @@ import hashlib, os
 import polars as pl
 
 from .audit import (
-    find_duplicates, find_scenarios, find_text, find_times, near_duplicates, odd_seconds, repair_encoding)
+    find_duplicates, find_scenarios, find_text, find_times, near_duplicates, odd_seconds,
+    repair_encoding)
 from .deidentify import deidentify
 from .engine.errors import DeescalError, InputError
 from .engine.files import digest
@@ -21,37 +22,46 @@ from .text import count_tokens, count_words
 
 # %% ../nbs/07b_clean.ipynb #journal
 JOURNAL = {
-    "scenario_id": pl.String, "turn": pl.Int64, "fate": pl.String, "reason": pl.String, "looped": pl.Int64}
+    "scenario_id": pl.String, "turn": pl.Int64, "fate": pl.String, "reason": pl.String,
+    "looped": pl.Int64}
 
+# %% ../nbs/07b_clean.ipynb #entries
 def _entries(frame, fate, reason, looped=0):
     "Journal rows for the turns of `frame`."
     looped = pl.col(looped) if isinstance(looped, str) else pl.lit(looped)
     return frame.select(
         "scenario_id", "turn", fate=pl.lit(fate), looped=looped.cast(pl.Int64),
-        reason=pl.lit(reason) if isinstance(reason, str) else reason).select(list(JOURNAL)).cast(JOURNAL)
+        reason=pl.lit(reason) if isinstance(reason, str) else reason,
+    ).select(list(JOURNAL)).cast(JOURNAL)
 
 # %% ../nbs/07b_clean.ipynb #without
 def _without(turns, found, reason):
     "(turns without those of `found`, their journal)."
-    gone = turns.join(found.select("scenario_id", "turn").unique(), on=["scenario_id", "turn"], how="semi")
-    return turns.join(gone, on=["scenario_id", "turn"], how="anti", maintain_order="left"), _entries(
-        gone, "excluded", reason)
+    gone = turns.join(
+        found.select("scenario_id", "turn").unique(), on=["scenario_id", "turn"], how="semi")
+    return (
+        turns.join(gone, on=["scenario_id", "turn"], how="anti", maintain_order="left"),
+        _entries(gone, "excluded", reason))
 
 # %% ../nbs/07b_clean.ipynb #repair_text
 def _rewrite(turns, rows, column="text"):
     "`turns` with new values of `column` from `rows` of (scenario_id, turn, value)."
     new = pl.DataFrame(
-        rows, orient="row", schema={"scenario_id": pl.String, "turn": pl.Int64, "_new": turns.schema[column]})
+        rows, orient="row",
+        schema={"scenario_id": pl.String, "turn": pl.Int64, "_new": turns.schema[column]})
     return turns.join(
-        new.unique(["scenario_id", "turn"]), on=["scenario_id", "turn"], how="left", maintain_order="left",
+        new.unique(["scenario_id", "turn"]), on=["scenario_id", "turn"], how="left",
+        maintain_order="left",
     ).with_columns(pl.coalesce("_new", column).alias(column)).drop("_new")
 
 # %% ../nbs/07b_clean.ipynb #repair_texts
 def repair_text(turns):
     "Encodings repaired: (turns, journal)."
     bad = turns.join(
-        find_text(turns).filter(finding="encoding"), on=["scenario_id", "turn"], how="semi", maintain_order="left")
-    rows = [(s, t, repair_encoding(x)) for s, t, x in bad.select("scenario_id", "turn", "text").rows()]
+        find_text(turns).filter(finding="encoding"), on=["scenario_id", "turn"], how="semi",
+        maintain_order="left")
+    rows = [
+        (s, t, repair_encoding(x)) for s, t, x in bad.select("scenario_id", "turn", "text").rows()]
     return _rewrite(turns, rows), _entries(bad, "repaired", "encoding")
 
 # %% ../nbs/07b_clean.ipynb #repair_times
@@ -66,16 +76,19 @@ def repair_times(turns):
             found.select("scenario_id", "turn", _hit=True), on=["scenario_id", "turn"], how="left",
             maintain_order="left")
         value = odd_seconds() if kinds == ["odd_time"] else pl.lit(None, pl.Float64)
-        turns = marked.with_columns(start_s=pl.when("_hit").then(value).otherwise("start_s")).drop("_hit")
+        turns = marked.with_columns(
+            start_s=pl.when("_hit").then(value).otherwise("start_s")).drop("_hit")
         if kinds != ["odd_time"]:
             turns = turns.with_columns(
-                start_time=pl.when(marked["_hit"].fill_null(False)).then(pl.lit("")).otherwise("start_time"))
+                start_time=pl.when(
+                    marked["_hit"].fill_null(False)).then(pl.lit("")).otherwise("start_time"))
         journal.append(_entries(found, "repaired", kinds[0]))
     return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
 
 # %% ../nbs/07b_clean.ipynb #cut_loops
 def _without_spans(text, spans):
-    "`text` without the characters of `spans` [(start, end)], which may overlap; and how many words went with them."
+    """`text` without the characters of `spans` [(start, end)], which may overlap; and how many
+    words went with them."""
     kept, at = [], 0
     for start, end in sorted(spans):
         if start > at: kept.append(text[at:start].strip())
@@ -89,13 +102,18 @@ def cut_loops(turns):
     journal, key = [], ["scenario_id", "turn"]
     while len(loops := find_loops(turns)):
         across = loops.filter(kind="across")
-        inside = loops.filter(kind="inside").join(across, on=key, how="anti").group_by(key, maintain_order=True).agg(
-            pl.struct("start", "end").alias("spans")).join(turns.select(*key, "text"), on=key, maintain_order="left")
+        inside = loops.filter(kind="inside").join(across, on=key, how="anti").group_by(
+            key, maintain_order=True,
+        ).agg(
+            pl.struct("start", "end").alias("spans"),
+        ).join(turns.select(*key, "text"), on=key, maintain_order="left")
         cut = [(s, t, *_without_spans(text, [(x["start"], x["end"]) for x in spans]))
                for s, t, spans, text in inside.rows()]
         turns = _rewrite(turns, [c[:3] for c in cut])
-        journal.append(_entries(pl.DataFrame([(s, t, n) for s, t, _, n in cut], orient="row", schema={
-            "scenario_id": pl.String, "turn": pl.Int64, "words": pl.Int64}), "repaired", "loop_inside", "words"))
+        journal.append(_entries(
+            pl.DataFrame([(s, t, n) for s, t, _, n in cut], orient="row", schema={
+                "scenario_id": pl.String, "turn": pl.Int64, "words": pl.Int64}),
+            "repaired", "loop_inside", "words"))
         turns, gone = _without(turns, across, "loop_across")
         journal.append(gone)
     return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
@@ -119,12 +137,14 @@ def exclude_scenarios(turns, scenarios, thresholds):
     "Scenarios that are no dialogue, not English or copies taken out: (turns, journal)."
     journal = []
     for _ in range(50):
-        words = turns.group_by("scenario_id").agg(pl.col("text").str.count_matches(r"\S+").sum().alias("words"))
+        words = turns.group_by("scenario_id").agg(
+            pl.col("text").str.count_matches(r"\S+").sum().alias("words"))
         left = scenarios.drop("words", strict=False).join(words, on="scenario_id")
         found = find_scenarios(turns).filter(action="exclude scenario")
         if not len(found): found = find_duplicates(left, near_duplicates(turns, **thresholds))
         if not len(found): return turns, pl.concat([pl.DataFrame(schema=JOURNAL), *journal])
-        why = found.unique("scenario_id", keep="first", maintain_order=True).select("scenario_id", why="finding")
+        why = found.unique("scenario_id", keep="first", maintain_order=True).select(
+            "scenario_id", why="finding")
         gone = turns.join(why, on="scenario_id", how="inner", maintain_order="left")
         journal.append(_entries(gone, "excluded", pl.col("why")))
         turns = turns.join(why, on="scenario_id", how="anti", maintain_order="left")
@@ -135,14 +155,16 @@ THRESHOLDS = {"min_containment": 0.2, "min_spread": 5, "words": 5, "min_shared":
 
 def _round(turns, scenarios, personal, thresholds):
     "Every step once: (turns, journal, key)."
-    journal, key = [], pl.DataFrame(schema={"scenario_id": pl.String, "name": pl.String, "pseudonym": pl.String})
+    journal, key = [], pl.DataFrame(
+        schema={"scenario_id": pl.String, "name": pl.String, "pseudonym": pl.String})
     for step in (repair_text, cut_loops, exclude_turns, repair_times):
         turns, did = step(turns)
         journal.append(did)
     if personal == "mask":
         turns, found, key = deidentify(turns)
         journal.append(_entries(
-            found.unique(["scenario_id", "turn"], maintain_order=True), "repaired", "personal_data"))
+            found.unique(["scenario_id", "turn"], maintain_order=True), "repaired",
+            "personal_data"))
     turns, did = exclude_scenarios(turns, scenarios, thresholds)
     return turns, pl.concat([*journal, did]), key
 
@@ -155,10 +177,11 @@ def clean(
 ):
     """Clean a corpus: (clean turns, trace, key of (scenario_id, name, pseudonym)).
 
-    Clean turns have the columns and the turn numbers of `turns`. The trace has one row for each raw turn.
-    `DeescalError` for another `personal`, or should the rounds not come to an end."""
+    Clean turns have the columns and the turn numbers of `turns`. The trace has one row for each raw
+    turn. `DeescalError` for another `personal`, or should the rounds not come to an end."""
     if personal not in ("mask", "keep"):
-        raise DeescalError(f"personal data: {personal!r}", where="clean.personal", remedy="choose mask or keep")
+        raise DeescalError(f"personal data: {personal!r}", where="clean.personal",
+                           remedy="choose mask or keep")
     t, journal, keys = turns.sort("scenario_id", "turn"), [], []
     for _ in range(20):
         t, did, key = _round(t, scenarios, personal, thresholds)
@@ -174,35 +197,46 @@ def _with_repairs(t, raw, trace):
     "Clean turns with new counts and with what was done to them in `repairs`; columns as in `raw`."
     at, here = ["scenario_id", "turn"], {"how": "left", "maintain_order": "left"}
     t = t.with_columns(count_words(), count_tokens()).drop("repairs")
-    t = t.join(raw.select(*at, "repairs"), on=at, **here).join(trace.select(*at, did="reason"), on=at, **here)
-    return t.with_columns(repairs=pl.concat_str("repairs", "did", separator=" ").str.strip_chars()).select(raw.columns)
+    t = t.join(raw.select(*at, "repairs"), on=at, **here).join(
+        trace.select(*at, did="reason"), on=at, **here)
+    return t.with_columns(
+        repairs=pl.concat_str("repairs", "did", separator=" ").str.strip_chars(),
+    ).select(raw.columns)
 
 # %% ../nbs/07b_clean.ipynb #trace
 def _trace(turns, left, journal):
     "Table `trace`: one row a raw turn."
     key = ["scenario_id", "turn"]
-    out = journal.filter(fate="excluded").unique(key, keep="first", maintain_order=True).select(*key, out="reason")
+    out = journal.filter(fate="excluded").unique(key, keep="first", maintain_order=True).select(
+        *key, out="reason")
     fixed = journal.filter(fate="repaired").group_by(key).agg(
         pl.col("reason").unique().sort().str.join(" ").alias("fixed"))
     looped = journal.group_by(key).agg(pl.col("looped").sum())
     now = left.select(*key, words_clean="words")
     t = turns.select(*key, "words")
-    for other in (out, fixed, looped, now): t = t.join(other, on=key, how="left", maintain_order="left")
-    fate = pl.when(pl.col("out").is_not_null()).then(pl.lit("excluded")).when(pl.col("fixed").is_not_null()).then(
-        pl.lit("repaired")).otherwise(pl.lit("kept"))
+    for other in (out, fixed, looped, now):
+        t = t.join(other, on=key, how="left", maintain_order="left")
+    fate = (
+        pl.when(pl.col("out").is_not_null()).then(pl.lit("excluded"))
+        .when(pl.col("fixed").is_not_null()).then(pl.lit("repaired")).otherwise(pl.lit("kept")))
     t = t.with_columns(fate=fate, reason=pl.coalesce("out", "fixed", pl.lit("")))
     gone = pl.col("fate") == "excluded"
-    in_loops = pl.when(gone & (pl.col("reason") == "loop_across")).then("words").otherwise(pl.min_horizontal(
-        "words", pl.col("looped").fill_null(0)))
-    return t.with_columns(words_looped=in_loops, words_clean=pl.col("words_clean").fill_null(0)).select(
+    in_loops = (
+        pl.when(gone & (pl.col("reason") == "loop_across")).then("words")
+        .otherwise(pl.min_horizontal("words", pl.col("looped").fill_null(0))))
+    return t.with_columns(
+        words_looped=in_loops, words_clean=pl.col("words_clean").fill_null(0),
+    ).select(
         *key, "fate", "reason", "words", "words_looped", "words_clean")
 
 # %% ../nbs/07b_clean.ipynb #version
 def corpus_version(turns, **parameters):
-    "A hash (12 hexadecimal digits) of the turns (what was said by whom, when, in which role) and of parameters."
+    """A hash (12 hexadecimal digits) of the turns (what was said by whom, when, in which role) and
+    of parameters."""
     h = hashlib.sha256()
     for c in ("scenario_id", "turn", "speaker_label", "role", "start_s", "text"):
-        h.update("\x1e".join(turns[c].cast(pl.String).fill_null("").to_list()).encode("utf-8", "surrogatepass"))
+        h.update("\x1e".join(turns[c].cast(pl.String).fill_null("").to_list()).encode(
+            "utf-8", "surrogatepass"))
     return digest(h.hexdigest(), parameters, length=12)
 
 # %% ../nbs/07b_clean.ipynb #describe_corpora
@@ -216,11 +250,13 @@ def describe_corpora(raw, clean_turns, personal="mask", **parameters):
     after = corpus_version(clean_turns, raw=before, personal=personal, **parameters)
     return pl.DataFrame(
         [row("raw", raw, before, "keep"), row("clean", clean_turns, after, personal)], orient="row",
-        schema=["corpus", "version", "personal", "scenarios", "turns", "words", "tokens", "civilian_turns"])
+        schema=["corpus", "version", "personal", "scenarios", "turns", "words", "tokens",
+                "civilian_turns"])
 
 # %% ../nbs/07b_clean.ipynb #write_key
 def write_key(path, key):
-    "Write the re-identification table as CSV, readable by its owner only (mode 600). Returns the path."
+    """Write the re-identification table as CSV, readable by its owner only (mode
+    600). Returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try: fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
@@ -233,30 +269,38 @@ def write_key(path, key):
 BUDGET = ("clean", "loops", "narrators", "duplicates", "other")
 
 def word_budget(trace):
-    "Raw words by what became of them: (part, words, share), parts as in `BUDGET`; the words add up to the raw corpus."
+    """Raw words by what became of them: (part, words, share), parts as in `BUDGET`; the words add
+    up to the raw corpus."""
     gone = pl.col("fate") == "excluded"
     loops, rest = pl.col("words_looped"), pl.col("words") - pl.col("words_looped")
-    def lost(*reasons): return pl.when(gone & pl.col("reason").is_in(reasons)).then(rest).otherwise(0).sum()
+    def lost(*reasons):
+        return pl.when(gone & pl.col("reason").is_in(reasons)).then(rest).otherwise(0).sum()
     kept = pl.when(~gone).then(pl.min_horizontal("words_clean", rest)).otherwise(0).sum()
     sums = trace.select(
-        clean=kept, loops=loops.sum(), narrators=lost("narrator"), duplicates=lost("near_duplicate", "leak"),
+        clean=kept, loops=loops.sum(), narrators=lost("narrator"),
+        duplicates=lost("near_duplicate", "leak"),
         all=pl.col("words").sum()).row(0, named=True)
     sums["other"] = sums["all"] - sum(sums[p] for p in BUDGET[:-1])
     words = [sums[p] for p in BUDGET]
-    return pl.DataFrame({"part": BUDGET, "words": words, "share": [w / max(sums["all"], 1) for w in words]})
+    return pl.DataFrame({"part": BUDGET, "words": words,
+                         "share": [w / max(sums["all"], 1) for w in words]})
 
 # %% ../nbs/07b_clean.ipynb #before_after
 def before_after(turns, clean_turns):
-    "What cleaning does to size and shape of the corpus: (what, raw, clean, change_percent), a row a figure."
+    """What cleaning does to size and shape of the corpus: (what, raw, clean,
+    change_percent), a row a figure."""
     def row(t):
         per = t.group_by("scenario_id").agg(pl.len().alias("turns"), pl.col("words").sum())
         return {
             "scenarios": len(per), "turns": len(t), "words": int(t["words"].sum()),
-            "tokens (wordpunct)": int(t["tokens"].sum()), "turns of civilians": int((t["role"] == "civilian").sum()),
+            "tokens (wordpunct)": int(t["tokens"].sum()),
+            "turns of civilians": int((t["role"] == "civilian").sum()),
             "words of civilians": int(t.filter(role="civilian")["words"].sum()),
             "turns a scenario, median": per["turns"].median() or 0,
-            "words a scenario, median": per["words"].median() or 0, "words in the longest turn": t["words"].max() or 0}
+            "words a scenario, median": per["words"].median() or 0,
+            "words in the longest turn": t["words"].max() or 0}
     a, b = row(turns), row(clean_turns)
     return pl.DataFrame({
-        "what": list(a), "raw": [float(v) for v in a.values()], "clean": [float(v) for v in b.values()],
+        "what": list(a), "raw": [float(v) for v in a.values()],
+        "clean": [float(v) for v in b.values()],
         "change_percent": [round(100 * (b[k] - a[k]) / a[k], 1) if a[k] else 0.0 for k in a]})

@@ -29,7 +29,8 @@ def summarize_scenarios(turns, files):
         pl.col("tokens").sum(),
         pl.col("start_s").max().alias("last_start_s"),
     )
-    return files.select("scenario_id", "platform", "released_split", "file").join(stats, on="scenario_id")
+    return files.select("scenario_id", "platform", "released_split", "file").join(
+        stats, on="scenario_id")
 
 # %% ../nbs/06_corpus.ipynb #summarize_platforms
 def summarize_platforms(scenarios):
@@ -54,7 +55,8 @@ def corpus_accounting(turns, rejects, files, forgotten=0):
     if forgotten: whole["forgotten"] = forgotten
     repaired = Counter(w for r in turns["repairs"] for w in r.split())
     return pl.concat([
-        account("corpus", "file", len(files) + forgotten, turns["file"].n_unique(), rejected=dict(sorted(whole.items()))),
+        account("corpus", "file", len(files) + forgotten, turns["file"].n_unique(),
+                rejected=dict(sorted(whole.items()))),
         account(
             "corpus", "row", files["rows"].sum(), len(turns),
             rejected=reasons("row"), repaired=dict(sorted(repaired.items())),
@@ -67,29 +69,37 @@ def find_origin(
     shipped,   # invented corpora: name -> {"notice": ..., "files": {file name: SHA-256}}
     made=None, # of files that 05 wrote: hash -> hashes of what it was made from, sound and captions
 ):
-    """The table `origin`: fiction where every file is one of a single invented corpus, or was made from one, by its
-    hash."""
+    """The table `origin`: fiction where every file is one of a single invented corpus, or was made
+    from one, by its hash."""
     seen = {source for sha in files["sha256"] for source in (made or {}).get(sha, [sha])}
-    notice = next((c["notice"] for c in shipped.values() if seen and seen <= set(c["files"].values())), None)
+    notice = next((
+        c["notice"] for c in shipped.values() if seen and seen <= set(c["files"].values())), None)
     return pl.DataFrame({"fiction": [notice is not None], "notice": [notice or ""]})
 
 # %% ../nbs/06_corpus.ipynb #made_from
 def made_from(diarizations, transcripts):
-    "What each file that 05 wrote was made from: SHA-256 -> those of its sound (or its file) and of its captions."
-    both = diarizations.join(transcripts.select(scenario_id="video_id", captions="caption_sha256"), on="scenario_id", how="left")
-    rows = both.drop_nulls(["sha256", "source_sha256"]).select("sha256", "source_sha256", "captions").rows()
+    """What each file that 05 wrote was made from: SHA-256 -> those of its sound (or its file) and
+    of its captions."""
+    both = diarizations.join(transcripts.select(scenario_id="video_id", captions="caption_sha256"),
+                             on="scenario_id", how="left")
+    rows = both.drop_nulls(["sha256", "source_sha256"]).select(
+        "sha256", "source_sha256", "captions").rows()
     return {sha: [source, *filter(None, [captions])] for sha, source, captions in rows}
 
 # %% ../nbs/06_corpus.ipynb #fiction
 NOTICES = {
     "sample": "Fictional sample: it shows that everything runs; its scores mean nothing.",
-    "planted": "Invented dialogues that follow a planted rule: the scores show only that the series is wired right."}
+    "planted": "Invented dialogues that follow a planted rule: the scores show only that the "
+               "series is wired right."}
 
 def shipped_fiction(root):
-    "The invented corpora that ship: name -> notice and SHA-256 of each file. `make export` writes data/fiction.json."
-    def hashes(folder, pattern="*.csv"): return {p.name: file_sha256(p) for p in sorted(folder.glob(pattern))}
-    found = {name: {"notice": notice, "files": hashes(root/"data"/name)} for name, notice in NOTICES.items()}
-    for kind in ("ogg", "vtt"):  # the sample's clips and their captions, which 02 and 05 make into turns
+    """The invented corpora that ship: name -> notice and SHA-256 of each file. `make export` writes
+    data/fiction.json."""
+    def hashes(folder, pattern="*.csv"):
+        return {p.name: file_sha256(p) for p in sorted(folder.glob(pattern))}
+    found = {name: {"notice": notice, "files": hashes(root/"data"/name)}
+             for name, notice in NOTICES.items()}
+    for kind in ("ogg", "vtt"):  # the sample's clips and captions, which 02 and 05 make into turns
         found["sample"]["files"] |= hashes(root/"data"/"clips", f"youtube_*.{kind}")
     return found
 
@@ -101,7 +111,8 @@ def input_folder(run, data):
 def facts(job):
     "What `make check` says of the transcripts: (state, what, remark)."
     data = job.params["data"]
-    if not data: return [("ok", "input", "what 05_diarize writes; or give a folder with DATA=<folder>")]
+    if not data:
+        return [("ok", "input", "what 05_diarize writes; or give a folder with DATA=<folder>")]
     try: found = find_transcripts(job.run.path(data))
     except InputError as e: return [("MISSING", f"input {data}", f"{e.what}; {e.remedy}")]
     return [("ok", f"input {data}", f"{len(found):,} transcripts")]

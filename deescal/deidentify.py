@@ -15,20 +15,24 @@ import polars as pl
 from .roles import KINDS, read_weights
 
 # %% ../nbs/06b_deidentify.ipynb #patterns
-_DIGIT = r"(?:\d|[Zz]ero|[Oo]h|[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix|[Ss]even|[Ee]ight|[Nn]ine|[Nn]iner)"
+_DIGIT = (
+    r"(?:\d|[Zz]ero|[Oo]h|[Oo]ne|[Tt]wo|[Tt]hree|[Ff]our|[Ff]ive|[Ss]ix|[Ss]even|[Ee]ight"
+    r"|[Nn]ine|[Nn]iner)")
 _CODE = (
-    "Adam Boy Baker Charles Charlie David Delta Edward Echo Frank Foxtrot George Golf Henry Hotel Ida India John "
-    "Juliet King Kilo Lincoln Lima Mary Mike Nora November Ocean Oscar Paul Papa Queen Quebec Robert Romeo Sam Sierra "
-    "Tom Tango Union Uniform Victor William Whiskey X-ray Young Yankee Zebra Zulu Alpha Bravo").split()
+    "Adam Boy Baker Charles Charlie David Delta Edward Echo Frank Foxtrot George Golf Henry "
+    "Hotel Ida India John Juliet King Kilo Lincoln Lima Mary Mike Nora November Ocean Oscar Paul "
+    "Papa Queen Quebec Robert Romeo Sam Sierra Tom Tango Union Uniform Victor William Whiskey "
+    "X-ray Young Yankee Zebra Zulu Alpha Bravo").split()
 _SPELT = rf"(?:{'|'.join(_CODE)}|[A-Z])"
 
 # %% ../nbs/06b_deidentify.ipynb #street_words
 _STREET = (
-    "Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|Terrace|"
-    "Parkway|Pkwy|Highway|Hwy|Turnpike")
+    "Street|St|Avenue|Ave|Road|Rd|Drive|Lane|Ln|Boulevard|Blvd|Court|Ct|Circle|Cir|Way|Place|Pl|"
+    "Terrace|Parkway|Pkwy|Highway|Hwy|Turnpike")
 _COURTS = (
-    "(?:Supreme|Justice|District|County|Municipal|Circuit|Superior|Traffic|Family|Federal|Criminal|Civil|High|Food|"
-    "State|Basketball|Tennis|Magistrate|Juvenile|Drug|City) (?:Court|Road|Highway|Way)")
+    "(?:Supreme|Justice|District|County|Municipal|Circuit|Superior|Traffic|Family|Federal|"
+    "Criminal|Civil|High|Food|State|Basketball|Tennis|Magistrate|Juvenile|Drug|City) (?:Court|"
+    "Road|Highway|Way)")
 
 # %% ../nbs/06b_deidentify.ipynb #month_words
 _MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
@@ -39,7 +43,8 @@ PATTERNS = {
     "email": r"[\w.+-]{1,64}@[\w-]{1,64}(?:\.[\w-]{1,64})+"
              r"|\b[\w.]{1,64} (?:at|@) [\w]{1,64} dot (?:com|net|org|edu|gov)\b",
     "url": r"(?i)\bhttps?://[^\s,]+|\bwww\.[^\s,]+"
-           r"|\b(?<![-.])[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}\.(?:com|org|net|gov|edu|io|tv)\b(?:/[^\s,]*)?"
+           r"|\b(?<![-.])[\w-]{1,63}(?:\.[\w-]{1,63}){0,4}"
+           r"\.(?:com|org|net|gov|edu|io|tv)\b(?:/[^\s,]*)?"
            r"|\b(?:www dot )?[\w-]{1,63} dot (?:com|org|net|gov|edu|tv)\b",
     "handle": r"\B@[A-Za-z_]\w+",
     "phone": r"\(?\b\d{3}\)?[-. ]{1,2}\d{3}[-. ]{1,2}\d{4}\b|\b\d{3}-\d{4}\b|\b1?\d{10}\b"
@@ -47,9 +52,12 @@ PATTERNS = {
     "birth": rf"\b(?:{_MONTH}),? (?:the )?\d{{1,2}}{_NTH},? (?:of )?'?(?:19\d\d|200\d|\d\d)\b"
              r"|\b\d{1,2}[/-]\d{1,2}[/-](?:19|20)?\d\d\b",
     "address": rf"\b(?:\d[\d-]{{0,5}} )?(?:(?:North|South|East|West|[NSEW]\.?) )?"
-               rf"(?!(?:\w+ )?(?:{_COURTS})\b)(?:[A-Z][\w'’]+ |\d+(?:st|nd|rd|th) ){{1,3}}(?:{_STREET})\b"
-               r"|\b(?!(?:19|20)\d\d\b)\d{3,5} (?:(?:North|South|East|West) )?(?:St\. )?[A-Z][a-z]{2,}(?=[.,?!]|$)",
-    "plate": rf"\b(?!PC|HS|VC|AR|AK|MP|US|SR|CR|FM|ON|AT|IS|TO|IN|OF)[A-Z]{{2,3}}[- ]?\d{{3,4}}[A-Z]{{0,3}}\b"
+               rf"(?!(?:\w+ )?(?:{_COURTS})\b)"
+               rf"(?:[A-Z][\w'’]+ |\d+(?:st|nd|rd|th) ){{1,3}}(?:{_STREET})\b"
+               r"|\b(?!(?:19|20)\d\d\b)\d{3,5} (?:(?:North|South|East|West) )?"
+               r"(?:St\. )?[A-Z][a-z]{2,}(?=[.,?!]|$)",
+    "plate": rf"\b(?!PC|HS|VC|AR|AK|MP|US|SR|CR|FM|ON|AT|IS|TO|IN|OF)"
+             rf"[A-Z]{{2,3}}[- ]?\d{{3,4}}[A-Z]{{0,3}}\b"
              r"|\b\d[A-Z]{3}\d{3}\b|\b\d{{3}}[- ]?[A-Z]{{3}}\b"
              rf"|\b(?:{_SPELT}[-, ]{{1,2}}){{2,4}}{_DIGIT}(?:[-, ]{{0,2}}{_DIGIT}){{2,4}}\b"
              rf"|\b{_DIGIT}(?:[-, ]{{1,2}}{_DIGIT}){{0,2}}(?:[-, ]{{1,2}}{_SPELT}){{3}}"
@@ -81,7 +89,9 @@ def mask_text(
     found = {}
     for kind in kinds:
         n = 0
-        for m in reversed([m for m in _COMPILED[kind].finditer(text) if kind != "phone" or not _counts(m[0])]):
+        for m in reversed([
+            m for m in _COMPILED[kind].finditer(text) if kind != "phone" or not _counts(m[0])
+        ]):
             text, n = text[:m.start()] + MASKS[kind] + text[m.end():], n + 1
         if n: found[kind] = n
     return text, found
@@ -89,9 +99,11 @@ def mask_text(
 # %% ../nbs/06b_deidentify.ipynb #mask_forms
 _HINTS = {
     "email": r"(?i)@| dot ", "url": r"(?i)://|www|\.[a-z]{2,3}\b| dot ", "handle": "@",
-    "phone": rf"\d{{3}}\)?[-. ]|\d{{10}}|(?:{_DIGIT}[-,. ]{{1,2}}){{6}}", "birth": rf"\b(?:{_MONTH})\b|\d[/-]\d",
+    "phone": rf"\d{{3}}\)?[-. ]|\d{{10}}|(?:{_DIGIT}[-,. ]{{1,2}}){{6}}",
+    "birth": rf"\b(?:{_MONTH})\b|\d[/-]\d",
     "address": rf" (?:{_STREET})\b|\d{{3}} [A-Z]",
-    "plate": rf"[A-Z]\W{{0,2}}\d|\d\W{{0,2}}[A-Z]|{_SPELT}[-, ]{{1,2}}{_SPELT}[-, ]|{_SPELT}[-, ]{{1,2}}{_DIGIT}",
+    "plate": rf"[A-Z]\W{{0,2}}\d|\d\W{{0,2}}[A-Z]|{_SPELT}[-, ]{{1,2}}{_SPELT}[-, ]"
+             rf"|{_SPELT}[-, ]{{1,2}}{_DIGIT}",
     "spelled": r"\b[A-Z](?:[-., ] ?[A-Z]){2}", "number": r"\d[\d-]{3}"}
 
 # %% ../nbs/06b_deidentify.ipynb #mask_forms_frame
@@ -99,9 +111,10 @@ def mask_forms(turns):
     "Masks in `text`: (turns, findings of (scenario_id, turn, kind, n))."
     said, rows = turns["text"].to_list(), []
     ids, numbers = turns["scenario_id"].to_list(), turns["turn"].to_list()
-    hints = turns.select(pl.col("text").str.contains(h).alias(k) for k, h in _HINTS.items()).with_row_index("i")
+    hints = turns.select(
+        pl.col("text").str.contains(h).alias(k) for k, h in _HINTS.items()).with_row_index("i")
     hints = hints.filter(pl.any_horizontal(list(_HINTS)))
-    for i, *hit in hints.iter_rows():  # the standard library's expressions: those of polars cannot look ahead
+    for i, *hit in hints.iter_rows():  # polars' own expressions cannot look ahead
         said[i], found = mask_text(said[i], [k for k, h in zip(PATTERNS, hit) if h])
         rows += [(ids[i], numbers[i], kind, n) for kind, n in found.items()]
     found = pl.DataFrame(rows, orient="row", schema={
@@ -110,45 +123,50 @@ def mask_forms(turns):
 
 # %% ../nbs/06b_deidentify.ipynb #name_words
 _TITLES = (
-    "Mr Mrs Ms Miss Mister Madam Officer Officers Deputy Detective Sergeant Sgt Lieutenant Lt Captain Corporal Trooper "
-    "Agent Chief Sheriff Doctor Dr Judge Investigator Ranger Constable Commander Major Sarge Professor Pastor Uncle "
-    "Aunt Auntie Grandma Grandpa").split()
+    "Mr Mrs Ms Miss Mister Madam Officer Officers Deputy Detective Sergeant Sgt Lieutenant Lt "
+    "Captain Corporal Trooper Agent Chief Sheriff Doctor Dr Judge Investigator Ranger Constable "
+    "Commander Major Sarge Professor Pastor Uncle Aunt Auntie Grandma Grandpa").split()
 
 # %% ../nbs/06b_deidentify.ipynb #also_words
 _ALSO_WORDS = frozenset((
-    "will mark grace bill rich drew chase hope faith joy may june april august summer autumn art pat rob sue jack "
-    "frank grant miles rose lily ray jay dean chip buddy guy young long brown white black green king angel star honey "
-    "baby precious bishop page christian chance case cash dusty sunny sandy rusty rocky skip stone wood woods hall "
-    "hill west north cook baker banks bell field fields ford fox gray grey hunter knight lane little love marshal "
-    "mason miller moody parks price reed rice sharp shepherd small snow speaker wise bush day early iris ivy jade "
-    "jasmine dawn eve crystal ginger holly jewel melody misty olive pearl penny robin ruby sky victor noble major duke "
-    "earl prince van don gene hank harry lance mack mike nick norm peg randy red rod rusty sonny terry tony ward "
-    "wade").split())
+    "will mark grace bill rich drew chase hope faith joy may june april august summer autumn art "
+    "pat rob sue jack frank grant miles rose lily ray jay dean chip buddy guy young long brown "
+    "white black green king angel star honey baby precious bishop page christian chance case "
+    "cash dusty sunny sandy rusty rocky skip stone wood woods hall hill west north cook baker "
+    "banks bell field fields ford fox gray grey hunter knight lane little love marshal mason "
+    "miller moody parks price reed rice sharp shepherd small snow speaker wise bush day early "
+    "iris ivy jade jasmine dawn eve crystal ginger holly jewel melody misty olive pearl penny "
+    "robin ruby sky victor noble major duke earl prince van don gene hank harry lance mack mike "
+    "nick norm peg randy red rod rusty sonny terry tony ward wade").split())
 
 # %% ../nbs/06b_deidentify.ipynb #not_names
 _NOT_NAMES = frozenset((
-    "unit shop store gas station city county state park house home security school teacher principal hotel bar club "
-    "bank car truck van bus train dog cat voice phone radio news tv video camera crew team group people folks everyone "
-    "all various multiple several first second third other another off on screen scene background team leader member "
-    "pastor priest preacher coach boss partner fiance fiancee spouse ex in law step grand god god's baby young old "
-    "older younger elderly adult the a an and or of with at by for to from mr mrs ms miss mister dr jr sr ii iii sir "
-    "madam ma'am lieutenant tenant tow delivery taxi uber lyft cab mail postal airline flight hospital clinic church "
-    "court judge jury prosecutor defense public representative rep agent agency social worker counselor therapist "
-    "assistant technician tech inspector engineer mechanic barber bartender bouncer waiter waitress server cashier "
-    "receptionist secretary landlady super superintendent realtor broker seller buyer vendor dealer "
-    "lean favor loud airport reading animal apartment key garden carry bud "
-    "homeless veteran "
-    "soldier marine army navy military federal fbi dea atf ice swat k9 canine homicide traffic patrol highway "
-    "sergeant's police's mayor governor president senator councilman commissioner clerk's").split())
+    "unit shop store gas station city county state park house home security school teacher "
+    "principal hotel bar club bank car truck van bus train dog cat voice phone radio news tv "
+    "video camera crew team group people folks everyone all various multiple several first "
+    "second third other another off on screen scene background team leader member pastor priest "
+    "preacher coach boss partner fiance fiancee spouse ex in law step grand god god's baby young "
+    "old older younger elderly adult the a an and or of with at by for to from mr mrs ms miss "
+    "mister dr jr sr ii iii sir madam ma'am lieutenant tenant tow delivery taxi uber lyft cab "
+    "mail postal airline flight hospital clinic church court judge jury prosecutor defense "
+    "public representative rep agent agency social worker counselor therapist assistant "
+    "technician tech inspector engineer mechanic barber bartender bouncer waiter waitress server "
+    "cashier receptionist secretary landlady super superintendent realtor broker seller buyer "
+    "vendor dealer lean favor loud airport reading animal apartment key garden carry bud "
+    "homeless veteran soldier marine army navy military federal fbi dea atf ice swat k9 canine "
+    "homicide traffic patrol highway sergeant's police's mayor governor president senator "
+    "councilman commissioner clerk's").split())
 
 # %% ../nbs/06b_deidentify.ipynb #place_words
 _PLACES = frozenset((
-    "virginia georgia carolina dakota montana nevada florida alabama arizona indiana louisiana pennsylvania america "
-    "india china israel kenya jordan london paris florence orlando austin dallas houston phoenix denver boston chicago "
-    "lincoln washington columbus cleveland charlotte madison jackson jacksonville memphis savannah sydney brooklyn "
-    "bronx chelsea kent devon cheyenne sierra odessa ford chevy mercedes toyota honda lexus kia royce harley tesla "
-    "nissan january february march april may june july august september october november december "
-    "god jesus christ lord facebook google amazon walmart target wendy wendys denny dennys macy macys miranda").split())
+    "virginia georgia carolina dakota montana nevada florida alabama arizona indiana louisiana "
+    "pennsylvania america india china israel kenya jordan london paris florence orlando austin "
+    "dallas houston phoenix denver boston chicago lincoln washington columbus cleveland "
+    "charlotte madison jackson jacksonville memphis savannah sydney brooklyn bronx chelsea kent "
+    "devon cheyenne sierra odessa ford chevy mercedes toyota honda lexus kia royce harley tesla "
+    "nissan january february march april may june july august september october november "
+    "december god jesus christ lord facebook google amazon walmart target wendy wendys denny "
+    "dennys macy macys miranda").split())
 
 # %% ../nbs/06b_deidentify.ipynb #name_patterns
 _NAME = r"[A-ZÀ-ÖØ-Þ][^\W\d_]*(?:['’-][^\W\d_]+)*"
@@ -164,33 +182,39 @@ _PSEUDONYM = re.compile(r"\bNAME_(\d{1,9})\b")
 # %% ../nbs/06b_deidentify.ipynb #capitals
 _CAPITAL = re.compile(rf"\b({_NAME})(?=(?: (?!Jr\b|Sr\b)({_NAME}))?)")
 _CALL_SIGN = re.compile(rf"(?:\b(?:{'|'.join(_CODE)})\b[-, ]{{1,2}}){{3,}}"
-                        rf"|\b(?:{'|'.join(_CODE)})[-, ]{{1,2}}(?=\d)|\d[-, ]{{1,2}}(?:{'|'.join(_CODE)})\b")
+                        rf"|\b(?:{'|'.join(_CODE)})[-, ]{{1,2}}(?=\d)"
+                        rf"|\d[-, ]{{1,2}}(?:{'|'.join(_CODE)})\b")
 
 # %% ../nbs/06b_deidentify.ipynb #states
 _STATES = (
-    "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
-    "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
-    "Montana|Nebraska|Nevada|New|North|South|Ohio|Oklahoma|Oregon|Pennsylvania|Rhode|Tennessee|Texas|Utah|Vermont|"
-    "Virginia|Washington|West|Wisconsin|Wyoming")
+    "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|"
+    "Hawaii|Idaho|Illinois|Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|"
+    "Michigan|Minnesota|Mississippi|Missouri|Montana|Nebraska|Nevada|New|North|South|Ohio|"
+    "Oklahoma|Oregon|Pennsylvania|Rhode|Tennessee|Texas|Utah|Vermont|Virginia|Washington|West|"
+    "Wisconsin|Wyoming")
 _PLACE_OF = re.compile(
     rf",? (?:{_STATES})\b|'am\b"
-    r"| (?:County|City|Beach|State|Police|Department|University|Hospital|High|School|Park|Springs|Falls|Heights)\b")
+    r"| (?:County|City|Beach|State|Police|Department|University|Hospital"
+    r"|High|School|Park|Springs|Falls|Heights)\b")
 
 # %% ../nbs/06b_deidentify.ipynb #words_of
-def _words_of(label): return [re.sub(r"['’]s?$", "", w).replace("’", "'") for w in _WORD.findall(label)]
+def _words_of(label):
+    return [re.sub(r"['’]s?$", "", w).replace("’", "'") for w in _WORD.findall(label)]
 
 # %% ../nbs/06b_deidentify.ipynb #first_names
 @lru_cache(maxsize=1)
 def _first_names():
     "First names of the census, lower case, without those that are also places."
-    lines = "".join((files("names")/f"dist.{sex}.first").read_text() for sex in ("female", "male")).splitlines()
+    lines = "".join((files("names")/f"dist.{sex}.first").read_text()
+                    for sex in ("female", "male")).splitlines()
     return frozenset(line.split()[0].lower() for line in lines if line.strip()) - _PLACES
 
 # %% ../nbs/06b_deidentify.ipynb #common_words
 @lru_cache(maxsize=1)
 def _common_words():
     "Words that are said so often, and in lower case, that they are no names by themselves."
-    known = {w for words in KINDS.values() for w in words.split()} | _NOT_NAMES | {w.lower() for w in _TITLES}
+    known = {w for words in KINDS.values() for w in words.split()} | _NOT_NAMES | {
+        w.lower() for w in _TITLES}
     return frozenset(known | {w for w in read_weights()["words"] if " " not in w}) - _ALSO_WORDS
 
 # %% ../nbs/06b_deidentify.ipynb #mentioned
@@ -199,7 +223,8 @@ def _likely_names(): return _first_names() - _common_words()
 
 # %% ../nbs/06b_deidentify.ipynb #mentioned_in
 def _mentioned(text, all_text, common):
-    "Parts of names in `text` that follow a title or an introduction, or are first names with what follows them."
+    """Parts of names in `text` that follow a title or an introduction, or are first names with what
+    follows them."""
     for m in (*_TITLED.finditer(text), *_SAID.finditer(text)):
         yield from (w for w in _words_of(m[1]) if len(w) > 1 and w.lower() not in common)
     known = _likely_names()
@@ -211,17 +236,21 @@ def _mentioned(text, all_text, common):
         if first.lower() in _ALSO_WORDS and not _stands_as_name(first, all_text): continue
         yield first
         last = re.sub(r"['’]s?$", "", m[2] or "")
-        if last and last.lower() not in common and last.lower() not in _PLACES and last not in _CODE: yield last
+        if (last and last.lower() not in common and last.lower() not in _PLACES
+            and last not in _CODE): yield last
 
 # %% ../nbs/06b_deidentify.ipynb #may_name
 def _may_name(turns):
     "Whether each text holds a title, an introduction or a first name: a list of booleans."
     t = turns.select("text").with_row_index("i")
-    words = t.select("i", pl.col("text").str.extract_all(r"\b[A-Z][a-z]+(?:[-'’][A-Z][a-z]+)?").alias("w")).explode("w")
+    words = t.select(
+        "i", pl.col("text").str.extract_all(r"\b[A-Z][a-z]+(?:[-'’][A-Z][a-z]+)?").alias("w"),
+    ).explode("w")
     known = pl.DataFrame({"w": sorted(n.capitalize() for n in _first_names() - _common_words())})
     named = words.join(known, on="w", how="semi")["i"].unique()
     rough = rf"\b(?:{'|'.join(_TITLES)})\.? [A-Z]|\bname(?:'s| is|,|:)? ?:?,? [A-Z]"
-    return t.select(pl.col("text").str.contains(rough) | pl.col("i").is_in(named.implode())).to_series()
+    return t.select(
+        pl.col("text").str.contains(rough) | pl.col("i").is_in(named.implode())).to_series()
 
 # %% ../nbs/06b_deidentify.ipynb #find_names
 def find_names(
@@ -230,7 +259,8 @@ def find_names(
     suspects, # the part of it that may mention a name
     common,   # words that are no names
 ):
-    "The parts of names in one scenario, lower case, in order of first appearance: those in labels come first."
+    """The parts of names in one scenario, lower case, in order of first appearance:
+    those in labels come first."""
     names = {}
     kinds = {w for words in KINDS.values() for w in words.split()}
     for label in labels:
@@ -239,14 +269,16 @@ def find_names(
         for w in words:
             if len(w) < 2 or not w[0].isupper() or w.lower() in common: continue
             titled = any(p.title() in _TITLES and q == w for p, q in zip(words, words[1:]))
-            doubtful = label.startswith("[") or (described and w.lower() in _ALSO_WORDS and not titled)
+            doubtful = label.startswith("[") or (
+                described and w.lower() in _ALSO_WORDS and not titled)
             if not doubtful or _stands_as_name(w, text): names.setdefault(w.lower())
     for w in _mentioned(suspects, text, common): names.setdefault(w.lower().replace("’", "'"))
     return list(names)
 
 # %% ../nbs/06b_deidentify.ipynb #stands_as_name
 def _stands_as_name(word, text):
-    "Whether a word of a description such as [Sean's Wife] is used in the text with a capital inside a sentence."
+    """Whether a word of a description such as [Sean's Wife] is used in the text with a capital
+    inside a sentence."""
     return f" {word}" in text and bool(re.search(rf"[a-z,] {re.escape(word)}\b", text))
 
 # %% ../nbs/06b_deidentify.ipynb #pseudonyms
@@ -257,12 +289,15 @@ def pseudonyms(names, text):
 
 # %% ../nbs/06b_deidentify.ipynb #replacer
 def _replacer(names):
-    "A function that replaces the names in a text, possessives and plurals kept: 'Dale's' -> 'NAME_1's'."
-    plain, wordy = [n for n in names if n not in _ALSO_WORDS], [n for n in names if n in _ALSO_WORDS]
+    """A function that replaces the names in a text, possessives and plurals kept:
+    'Dale's' -> 'NAME_1's'."""
+    plain, wordy = (
+        [n for n in names if n not in _ALSO_WORDS], [n for n in names if n in _ALSO_WORDS])
     def any_of(ws):
-        return "|".join(re.escape(w).replace("'", "['’]") for w in sorted(ws, key=lambda w: (-len(w), w)))
+        return "|".join(re.escape(w).replace("'", "['’]")
+                        for w in sorted(ws, key=lambda w: (-len(w), w)))
     rules = []
-    # what follows is looked at no further than 64 characters: there are chains of thousands of names
+    # looks ahead no further than 64 characters: there are chains of thousands of names
     if plain: rules.append(re.compile(rf"\b({any_of(plain)})(?=s?\b)(?![-\w]{{0,64}}_)", re.I))
     if wordy:
         words = any_of(w.capitalize() for w in wordy)
@@ -273,7 +308,8 @@ def _replacer(names):
     def put(text):
         for rule in rules:
             text = rule.sub(
-                lambda m: (m[1] if m.lastindex == 2 else "") + names[m[m.lastindex].lower().replace("’", "'")], text)
+                lambda m: (m[1] if m.lastindex == 2 else "") + names[
+                    m[m.lastindex].lower().replace("’", "'")], text)
         return text
     return put
 
@@ -307,33 +343,42 @@ def deidentify_once(turns):
     common, texts, key, named = _common_words(), [], [], []
     scenes = turns.with_columns(suspect=_may_name(turns)).with_row_index("at").group_by(
         "scenario_id", maintain_order=True).agg("at", "turn", "speaker_label", "text", "suspect")
-    for sid, at, numbers, who, said, suspect in scenes.iter_rows():  # a loop over scenarios: each has its own names
+    # a loop over scenarios: each has its own names
+    for sid, at, numbers, who, said, suspect in scenes.iter_rows():
         labels, text = list(dict.fromkeys(who)), _BREAK.join(said)
         suspects = _BREAK.join(x for x, s in zip(said, suspect) if s)
         names = pseudonyms(find_names(labels, text, suspects, common), "\n".join([text, *labels]))
         new, replace = _new_labels(labels, names), _replacer(names)
-        after = [replace(x) for x in said] if _BREAK[1] in "".join(said) else replace(text).split(_BREAK)
+        after = ([replace(x) for x in said] if _BREAK[1] in "".join(said)
+                 else replace(text).split(_BREAK))
         texts += zip(at, after, (new[x] for x in who))
         used = set(_PSEUDONYM.findall("\n".join([*after, *new.values()])))
         key += [(sid, n, p) for n, p in names.items() if p.removeprefix("NAME_") in used]
         for i, a, b, x in zip(numbers, said, after, who):
-            if a != b: named.append((sid, i, "name", len(_PSEUDONYM.findall(b)) - len(_PSEUDONYM.findall(a))))
+            if a != b:
+                named.append((sid, i, "name",
+                              len(_PSEUDONYM.findall(b)) - len(_PSEUDONYM.findall(a))))
             if new[x] != x: named.append((sid, i, "label", 1))
     back = pl.DataFrame(
-        texts, orient="row", schema={"at": pl.Int64, "text": pl.String, "speaker_label": pl.String}).sort("at")
+        texts, orient="row",
+        schema={"at": pl.Int64, "text": pl.String, "speaker_label": pl.String}).sort("at")
     return (
         turns.with_columns(back["text"], back["speaker_label"]),
-        pl.concat([found, pl.DataFrame(named, schema=found.schema, orient="row")]).sort("scenario_id", "turn", "kind"),
-        pl.DataFrame(key, schema={"scenario_id": pl.String, "name": pl.String, "pseudonym": pl.String}, orient="row"))
+        pl.concat([found, pl.DataFrame(named, schema=found.schema, orient="row")]).sort(
+            "scenario_id", "turn", "kind"),
+        pl.DataFrame(
+            key, schema={"scenario_id": pl.String, "name": pl.String, "pseudonym": pl.String},
+            orient="row"))
 
 # %% ../nbs/06b_deidentify.ipynb #deidentify
 def deidentify(
     turns, # scenario_id, turn, speaker_label, text; in order within a scenario
 ):
-    """Replace personal data: (turns, findings of (scenario_id, turn, kind, n), key of (scenario_id, name, pseudonym)).
+    """Replace personal data: (turns, findings of (scenario_id, turn, kind, n), key of (scenario_id,
+    name, pseudonym)).
 
-    Names become pseudonyms in label and text, the rest is masked by type. The key re-identifies: keep it from
-    others."""
+    Names become pseudonyms in label and text, the rest is masked by type. The key re-identifies:
+    keep it from others."""
     done, keys, every = turns.with_row_index("row"), [], []
     todo = done
     for _ in range(8):

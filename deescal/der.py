@@ -12,27 +12,33 @@ import polars as pl
 def _annotation(turns):
     from pyannote.core import Annotation, Segment
     out = Annotation()
-    for i, (start, end, label) in enumerate(turns.select("start_s", "end_s", "speaker_label").rows()):
+    for i, (start, end, label) in enumerate(
+        turns.select("start_s", "end_s", "speaker_label").rows()):
         if end > start: out[Segment(start, end), i] = label
     return out
 
+# %% ../nbs/04c_der.ipynb #der_errors
 def diarization_errors(
     reference,  # start_s, end_s, speaker_label: who really speaks
     turns,      # start_s, end_s, speaker_label: as found
     seconds,    # length of the recording
 ):
-    """Seconds `spoken`, `missed`, `false_alarm`, `confused`; the rates `der` and `jer` (None where nobody speaks); and
-    how many speakers there are, and were found. By pyannote.metrics, without a collar."""
+    """Seconds `spoken`, `missed`, `false_alarm`, `confused`; the rates `der` and `jer` (None where
+    nobody speaks); and how many speakers there are, and were found. By pyannote.metrics, without a
+    collar."""
     import warnings
     from pyannote.core import Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate, JaccardErrorRate
-    truth, found, whole = _annotation(reference), _annotation(turns), Timeline([Segment(0, max(seconds, 1e-3))])
+    truth, found, whole = (
+        _annotation(reference), _annotation(turns), Timeline([Segment(0, max(seconds, 1e-3))]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         parts = DiarizationErrorRate().compute_components(truth, found, uem=whole)
         jer = JaccardErrorRate()(truth, found, uem=whole) if parts["total"] else None
     wrong = parts["missed detection"] + parts["false alarm"] + parts["confusion"]
     return {
-        "spoken": parts["total"], "missed": parts["missed detection"], "false_alarm": parts["false alarm"],
-        "confused": parts["confusion"], "der": wrong / parts["total"] if parts["total"] else None, "jer": jer,
+        "spoken": parts["total"], "missed": parts["missed detection"],
+        "false_alarm": parts["false alarm"],
+        "confused": parts["confusion"],
+        "der": wrong / parts["total"] if parts["total"] else None, "jer": jer,
         "speakers": len(truth.labels()), "speakers_found": len(found.labels())}

@@ -20,40 +20,47 @@ from .engine.errors import DeescalError, InputError, did_you_mean
 # %% ../nbs/05b_roles.ipynb #roles
 ROLES = ("officer", "dispatcher", "civilian", "narrator", "other")
 
+# %% ../nbs/05b_roles.ipynb #label_words
 LABEL_WORDS = {
-    "narrator": "narrator narration commentator commentary host announcer advertiser advertisement sponsor reporter "
-                "anchor podcaster voiceover voice-over youtuber",
+    "narrator": "narrator narration commentator commentary host announcer advertiser "
+                "advertisement sponsor reporter anchor podcaster voiceover voice-over youtuber",
     "dispatcher": "dispatch dispatcher dispatchers operator 911",
-    "other": "paramedic paramedics medic medics medical emt ems nurse doctor physician firefighter firefighters "
-             "fireman security guard lawyer attorney judge interpreter translator singer music dog automated "
-             "recording recorded robot gps siri radio television tv caseworker",
-    "officer": "officer officers police policeman policewoman cop cops deputy deputies sheriff sergeant sgt "
-               "lieutenant lt captain corporal cpl detective trooper constable marshal patrolman ranger warden "
-               "investigator interrogator negotiator chief ofc k9 k-9 agent enforcement",
+    "other": "paramedic paramedics medic medics medical emt ems nurse doctor physician "
+             "firefighter firefighters fireman security guard lawyer attorney judge interpreter "
+             "translator singer music dog automated recording recorded robot gps siri radio "
+             "television tv caseworker",
+    "officer": "officer officers police policeman policewoman cop cops deputy deputies sheriff "
+               "sergeant sgt lieutenant lt captain corporal cpl detective trooper constable "
+               "marshal patrolman ranger warden investigator interrogator negotiator chief ofc "
+               "k9 k-9 agent enforcement",
 }
 
 # %% ../nbs/05b_roles.ipynb #label_kind
 _PARTY = (
-    "suspect driver passenger woman man male female caller victim witness bystander bystanders resident homeowner "
-    "customer manager clerk employee neighbor neighbour student teen teenager boy girl kid child son daughter brother "
-    "sister mother father mom dad wife husband boyfriend girlfriend friend owner landlord tenant roommate guest "
-    "individual subject civilian citizen pedestrian protester crowd relative grandmother grandfather uncle aunt "
-    "cousin worker staff occupant complainant shoplifter lady guy inmate person people member family eyewitness "
-    "detainee arrestee parent parents child children cashier caretaker librarian attendant juvenile motorcyclist "
-    "cyclist robber aggressor interviewee visitor patient renter buyer seller teacher nanny babysitter")
-KINDS = LABEL_WORDS | {"party": _PARTY, "unknown": "unknown unidentified speaker voice off-screen offscreen unclear"}
+    "suspect driver passenger woman man male female caller victim witness bystander bystanders "
+    "resident homeowner customer manager clerk employee neighbor neighbour student teen teenager "
+    "boy girl kid child son daughter brother sister mother father mom dad wife husband boyfriend "
+    "girlfriend friend owner landlord tenant roommate guest individual subject civilian citizen "
+    "pedestrian protester crowd relative grandmother grandfather uncle aunt cousin worker staff "
+    "occupant complainant shoplifter lady guy inmate person people member family eyewitness "
+    "detainee arrestee parent parents child children cashier caretaker librarian attendant "
+    "juvenile motorcyclist cyclist robber aggressor interviewee visitor patient renter buyer "
+    "seller teacher nanny babysitter")
+KINDS = LABEL_WORDS | {
+    "party": _PARTY, "unknown": "unknown unidentified speaker voice off-screen offscreen unclear"}
 
 # %% ../nbs/05b_roles.ipynb #label_kind_of
 def label_kind(
     column="speaker_label", # name of a text column
     kinds=KINDS,            # kind -> its words, the first that fits wins
     rest="name",            # what a label without any of them is
-    described="described",  # ... and what it is in brackets, as in [Ice Cream Vendor]; those are no names
+    described="described",  # ... and what it is in brackets, which are not for names
 ):
     "Expression: what the words of a label say: one of `kinds`, or `rest`, or `described`."
     label = pl.col(column).str.to_lowercase()
     def has(words):
-        return label.str.contains(r"(?:^|[^\w-])(?:" + "|".join(map(re.escape, words.split())) + r")(?:$|[^\w-]|'s$)")
+        return label.str.contains(
+            r"(?:^|[^\w-])(?:" + "|".join(map(re.escape, words.split())) + r")(?:$|[^\w-]|'s$)")
     kind = pl.when(label.str.starts_with("[")).then(pl.lit(described)).otherwise(pl.lit(rest))
     for name, words in reversed(kinds.items()):
         kind = pl.when(has(words)).then(pl.lit(name)).otherwise(kind)
@@ -64,7 +71,8 @@ SPEAKER = ("scenario_id", "speaker_label")
 _ALL_KINDS = (*KINDS, "name", "described")
 
 def _in_order(turns):
-    "Turns in order, with what stands around each: kind of label, the speakers before and after, questions."
+    """Turns in order, with what stands around each: kind of label, the speakers
+    before and after, questions."""
     def at(column, step): return pl.col(column).shift(step).over("scenario_id")
     return (
         turns.select(*SPEAKER, "turn", "text").sort("scenario_id", "turn")
@@ -80,41 +88,50 @@ def _in_order(turns):
 def speaker_numbers(turns):
     """One row a speaker: (scenario_id, speaker_label, turns, then some sixty numbers as floats).
 
-    Shares, positions and yes/no are 0-1; `mean_words`, `many_turns`, `speakers` and `scene_turns` are log(1 + n);
-    `label_words` is a count. Depends on the speaker's own scenario only."""
+    Shares, positions and yes/no are 0-1; `mean_words`, `many_turns`, `speakers` and `scene_turns`
+    are log(1 + n); `label_words` is a count. Depends on the speaker's own scenario only."""
     t = _in_order(turns)
-    new, left = pl.col("before") != pl.col("speaker_label"), pl.col("after") != pl.col("speaker_label")
+    new, left = (
+        pl.col("before") != pl.col("speaker_label"), pl.col("after") != pl.col("speaker_label"))
     def share(e): return e.fill_null(False).mean()
     label, of = pl.col("speaker_label").first(), pl.col("of").first()
     own = t.group_by(SPEAKER, maintain_order=True).agg(
-        pl.len().alias("turns"), turn_share=pl.len() / of, mean_words=pl.col("length").mean().log1p(),
-        words=pl.col("length").sum(), long_turns=share(pl.col("length") > 60), short_turns=share(pl.col("length") <= 2),
-        questions=share(pl.col("asks")), exclamations=share(pl.col("text").str.contains("!", literal=True)),
+        pl.len().alias("turns"), turn_share=pl.len() / of,
+        mean_words=pl.col("length").mean().log1p(),
+        words=pl.col("length").sum(), long_turns=share(pl.col("length") > 60),
+        short_turns=share(pl.col("length") <= 2),
+        questions=share(pl.col("asks")),
+        exclamations=share(pl.col("text").str.contains("!", literal=True)),
         answers=share(pl.col("asked") & new), runs_on=share(~new), opens=pl.col("at").first() == 0,
         first_at=pl.col("at").first() / of, last_at=pl.col("at").last() / of,
         middle_at=pl.col("at").sum() / pl.len() / of,
         bracketed=label.str.starts_with("["), numbered=label.str.contains(r"\d"),
-        possessive=label.str.contains("'s ", literal=True), label_words=label.str.split(" ").list.len(),
+        possessive=label.str.contains("'s ", literal=True),
+        label_words=label.str.split(" ").list.len(),
         **{f"label {k}": (pl.col("kind") == k).first() for k in _ALL_KINDS},
         **{f"before {k}": share((pl.col("before_kind") == k) & new) for k in _ALL_KINDS},
         **{f"after {k}": share((pl.col("after_kind") == k) & left) for k in _ALL_KINDS})
     scene = t.group_by("scenario_id").agg(
         speakers=pl.col("speaker_label").n_unique().log1p(), scene_turns=pl.len().log1p(),
-        scene_words=pl.col("length").sum(), **{f"scene {k}": (pl.col("kind") == k).mean() for k in _ALL_KINDS})
+        scene_words=pl.col("length").sum(),
+        **{f"scene {k}": (pl.col("kind") == k).mean() for k in _ALL_KINDS})
     return own.join(scene, on="scenario_id", maintain_order="left").with_columns(
-        word_share=pl.col("words") / pl.max_horizontal("scene_words", 1), many_turns=pl.col("turns").log1p(),
+        word_share=pl.col("words") / pl.max_horizontal("scene_words", 1),
+        many_turns=pl.col("turns").log1p(),
     ).drop("words", "scene_words").with_columns(pl.exclude(*SPEAKER, "turns").cast(pl.Float64))
 
 # %% ../nbs/05b_roles.ipynb #terms
 def utterances(turns):
-    "Distinct utterances of each speaker: (utterance, scenario_id, speaker_label, text), numbered from 0."
+    """Distinct utterances of each speaker: (utterance, scenario_id, speaker_label,
+    text), numbered from 0."""
     said = turns.select(*SPEAKER, "text").unique(maintain_order=True)
     return said.with_row_index("utterance")
 
 # %% ../nbs/05b_roles.ipynb #terms_of
 def terms_of(utterances):
     "Words, and pairs of words, of each utterance: (utterance, term), as often as they occur."
-    plain = pl.col("text").str.slice(0, 2000).str.to_lowercase().str.replace_all("’", "'", literal=True)
+    plain = pl.col("text").str.slice(0, 2000).str.to_lowercase().str.replace_all(
+        "’", "'", literal=True)
     words = (
         utterances.select("utterance", plain.str.extract_all(r"[\p{L}\p{N}']+").alias("term"))
         .explode("term").drop_nulls("term"))
@@ -127,26 +144,34 @@ def count_terms(
     turns,      # scenario_id, speaker_label, text
     vocabulary, # the terms to count
 ):
-    "In how many distinct utterances of a speaker each term occurs: (scenario_id, speaker_label, term, n)."
-    said, known = utterances(turns), pl.DataFrame({"term": list(vocabulary)}, schema={"term": pl.String})
-    hits = terms_of(said).join(known.with_row_index("column"), on="term").select("utterance", "column").unique()
-    counted = hits.join(said.select("utterance", *SPEAKER), on="utterance").group_by(*SPEAKER, "column").agg(
-        pl.len().alias("n"))
-    return counted.with_columns(term=known["term"].gather(counted["column"])).select(*SPEAKER, "term", "n")
+    """In how many distinct utterances of a speaker each term occurs: (scenario_id,
+    speaker_label, term, n)."""
+    said, known = (
+        utterances(turns), pl.DataFrame({"term": list(vocabulary)}, schema={"term": pl.String}))
+    hits = terms_of(said).join(
+        known.with_row_index("column"), on="term").select("utterance", "column").unique()
+    counted = hits.join(
+        said.select("utterance", *SPEAKER), on="utterance",
+    ).group_by(*SPEAKER, "column").agg(pl.len().alias("n"))
+    return counted.with_columns(term=known["term"].gather(counted["column"])).select(
+        *SPEAKER, "term", "n")
 
 # %% ../nbs/05b_roles.ipynb #matrix
 def speaker_matrix(
     turns,  # scenario_id, speaker_label, turn, text
     model,  # with `numbers` (name -> mean, spread, weights) and `words` (term -> weights)
 ):
-    """Speakers and their features: (frame of scenario_id, speaker_label and turns; sparse float64 matrix).
+    """Speakers and their features: (frame of scenario_id, speaker_label and turns; sparse float64
+    matrix).
 
-    The matrix has a row for each speaker and a column for each of `numbers`, then each of `words`."""
+    The matrix has a row for each speaker and a column for each of `numbers`, then each of
+    `words`."""
     table = speaker_numbers(turns).with_row_index("row")
     names, words = list(model["numbers"]), list(model["words"])
     mean, spread = (np.array([model["numbers"][n][k] for n in names]) for k in (0, 1))
     numbers = np.clip((table.select(names).to_numpy() - mean) / spread, -4, 4) * 0.5
-    index = pl.DataFrame({"term": words, "column": range(len(words))}, schema={"term": pl.String, "column": pl.Int64})
+    index = pl.DataFrame({"term": words, "column": range(len(words))},
+                         schema={"term": pl.String, "column": pl.Int64})
     said = turns.select(*SPEAKER, "text").unique().group_by(SPEAKER).len("utterances")
     hits = (
         count_terms(turns, words).join(index, on="term").join(said, on=SPEAKER)
@@ -156,7 +181,9 @@ def speaker_matrix(
     return table.select(*SPEAKER, "turns"), hstack([coo_array(numbers), counts]).tocsr()
 
 # %% ../nbs/05b_roles.ipynb #weights
-WEIGHTS = Path(__file__).parent/"roles.json" if "__file__" in globals() else Path("../deescal/roles.json")
+WEIGHTS = (
+    Path(__file__).parent/"roles.json" if "__file__" in globals()
+    else Path("../deescal/roles.json"))
 
 @lru_cache(maxsize=4)
 def _read_weights(path, mtime_ns):
@@ -169,9 +196,11 @@ def _read_weights(path, mtime_ns):
     return model
 
 def read_weights(path=None):
-    "The role model at `path` (the one that ships, by default): bias, numbers, words, and how it was made."
+    """The role model at `path` (the one that ships, by default): bias, numbers,
+    words, and how it was made."""
     path = Path(path or WEIGHTS)
-    if not path.is_file(): raise InputError("no such file of weights", where=path, remedy="set corpus.weights")
+    if not path.is_file():
+        raise InputError("no such file of weights", where=path, remedy="set corpus.weights")
     return _read_weights(str(path), path.stat().st_mtime_ns)
 
 # %% ../nbs/05b_roles.ipynb #score_speakers
@@ -179,7 +208,8 @@ def score_speakers(
     turns,      # scenario_id, speaker_label, turn, text
     model=None, # from `read_weights`
 ):
-    "One row a speaker: (scenario_id, speaker_label, turns, role, role_confidence 0-1, role_evidence)."
+    """One row a speaker: (scenario_id, speaker_label, turns, role, role_confidence 0-1,
+    role_evidence)."""
     model = model or read_weights()
     speakers, x = speaker_matrix(turns, model)
     names = [*model["numbers"], *(f"'{w}'" for w in model["words"])]
@@ -189,12 +219,14 @@ def score_speakers(
     p /= p.sum(1, keepdims=True)
     order = np.argsort(-p, axis=1, kind="stable")
     evidence = []
-    for i, (first, second) in enumerate(order[:, :2]):  # a loop over speakers: each has its own two roles to compare
+    # a loop over speakers: each has its own two roles to compare
+    for i, (first, second) in enumerate(order[:, :2]):
         at = slice(x.indptr[i], x.indptr[i + 1])
         gain = np.round(x.data[at] * (w[x.indices[at], first] - w[x.indices[at], second]), 6)
         best = np.argsort(-gain, kind="stable")[:4]
         evidence.append(", ".join(
-            ("not " if x.data[at][j] < 0 else "") + names[x.indices[at][j]] for j in best if gain[j] > 0.05))
+            ("not " if x.data[at][j] < 0 else "") + names[x.indices[at][j]]
+            for j in best if gain[j] > 0.05))
     return speakers.with_columns(
         pl.Series("role", [ROLES[i] for i in order[:, 0]], dtype=pl.String),
         pl.Series("role_confidence", np.round(p.max(1), 3) if len(p) else [], dtype=pl.Float64),
@@ -208,12 +240,13 @@ def assign_roles(
     method="evidence",  # or 'label': by the words in the label
     weights=None,       # file of weights; the one that ships by default
 ):
-    """Add `role` (officer, dispatcher, civilian, narrator, other), `role_confidence` (0-1) and `role_evidence` to
-    `turns`.
+    """Add `role` (officer, dispatcher, civilian, narrator, other), `role_confidence` (0-1) and
+    `role_evidence` to `turns`.
 
     Rows keep their order. A scenario's roles do not depend on the other scenarios in `turns`."""
     if method not in METHODS:
-        raise DeescalError(f"roles by {method!r}", where="corpus.roles", remedy=did_you_mean(method, METHODS))
+        raise DeescalError(f"roles by {method!r}", where="corpus.roles",
+                           remedy=did_you_mean(method, METHODS))
     turns = turns.drop("role", "role_confidence", "role_evidence", strict=False)
     if method == "label":
         return turns.with_columns(
@@ -221,7 +254,8 @@ def assign_roles(
             role_confidence=pl.lit(1.0), role_evidence=pl.format("label {}", label_kind()))
     missing = [c for c in (*SPEAKER, "turn", "text") if c not in turns.columns]
     if missing:
-        raise InputError(f"roles from evidence need the column {missing[0]!r}", where="assign_roles(turns)",
+        raise InputError(f"roles from evidence need the column {missing[0]!r}",
+                         where="assign_roles(turns)",
                          remedy="give turns as read_transcripts returns them, or method='label'")
     speakers = score_speakers(turns, read_weights(weights))
     return turns.join(speakers.drop("turns"), on=SPEAKER, how="left", maintain_order="left")

@@ -17,11 +17,13 @@ from .loops import find_loops
 from .read import decode
 
 # %% ../nbs/04a_segments.ipynb #frame
-SEGMENT = {"recording": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "speaker_label": pl.String,
-           "text": pl.String}
+SEGMENT = {
+    "recording": pl.String, "start_s": pl.Float64, "end_s": pl.Float64, "speaker_label": pl.String,
+    "text": pl.String}
 REJECT = {"line": pl.Int64, "reason": pl.String, "detail": pl.String}
 UNKNOWN_SPEAKER = "Unknown speaker"
 
+# %% ../nbs/04a_segments.ipynb #plain_values
 def _seconds(value):
     "A time in seconds, or None where the value is not a number that a clock can show."
     try: seconds = float(value)
@@ -36,14 +38,19 @@ def _plain(value):
 def _collect(rows):
     "(segments, rejects) from (line, recording, start, end, label, text) as they were written."
     kept, rejects = [], []
-    for line, recording, start, end, label, text in rows:  # a loop over rows: each may be malformed in its own way
+    # a loop over rows: each may be malformed in its own way
+    for line, recording, start, end, label, text in rows:
         a, b = _seconds(start), _seconds(end)
-        if a is None or b is None: rejects.append((line, "unreadable_time", f"start {start!r:.20}, end {end!r:.20}"))
+        if a is None or b is None:
+            rejects.append((line, "unreadable_time", f"start {start!r:.20}, end {end!r:.20}"))
         elif b < a: rejects.append((line, "ends_before_it_starts", f"{a} to {b}"))
         else:
-            kept.append((str(recording or ""), a, b, _plain(label) or UNKNOWN_SPEAKER, _plain(text)))
-    return (pl.DataFrame(kept, schema=SEGMENT, orient="row").sort("start_s", "end_s", maintain_order=True),
-            pl.DataFrame(rejects, schema=REJECT, orient="row"))
+            kept.append((str(recording or ""), a, b, _plain(label) or UNKNOWN_SPEAKER,
+                         _plain(text)))
+    return (
+        pl.DataFrame(kept, schema=SEGMENT, orient="row").sort(
+            "start_s", "end_s", maintain_order=True),
+        pl.DataFrame(rejects, schema=REJECT, orient="row"))
 
 # %% ../nbs/04a_segments.ipynb #rttm
 def _sum(start, duration):
@@ -83,9 +90,11 @@ def words_to_segments(
     words,          # columns of segments, one word a row, in order
     max_pause=2.0,  # seconds of silence that one speaker's segment may hold
 ):
-    "Segments from words: the words of one speaker in a row are one, unless they pause for more than `max_pause`."
+    """Segments from words: the words of one speaker in a row are one, unless they pause for more
+    than `max_pause`."""
     later = pl.col("start_s") - pl.col("end_s").shift() > max_pause
-    changed = pl.any_horizontal(*(pl.col(c) != pl.col(c).shift() for c in ("recording", "speaker_label")))
+    changed = pl.any_horizontal(*(pl.col(c) != pl.col(c).shift()
+                                  for c in ("recording", "speaker_label")))
     number = (changed | later).fill_null(True).cum_sum()
     return words.with_columns(number.alias("number")).group_by("number", maintain_order=True).agg(
         pl.col("recording").first(), pl.col("start_s").first(), pl.col("end_s").max(),
@@ -94,11 +103,13 @@ def words_to_segments(
 # %% ../nbs/04a_segments.ipynb #json_names
 _LISTS = ("segments", "sentences", "diarization", "content", "words")
 _NAMES = {"start": ("start", "start_time"), "end": ("end", "end_time"),
-          "label": ("speaker", "speaker_label", "label"), "text": ("text", "sentence", "transcript", "word")}
+          "label": ("speaker", "speaker_label", "label"),
+          "text": ("text", "sentence", "transcript", "word")}
 
 def _first(row, kind):
     places = (row, row["segment"]) if isinstance(row.get("segment"), dict) else (row,)
-    return next((place[n] for place in places for n in _NAMES[kind] if place.get(n) is not None), None)
+    return next((
+        place[n] for place in places for n in _NAMES[kind] if place.get(n) is not None), None)
 
 def _segment_list(found):
     "The list of segments in what a program wrote, or None."
@@ -109,14 +120,17 @@ def _segment_list(found):
 
 # %% ../nbs/04a_segments.ipynb #json_read
 def read_json(text):
-    """(segments, rejects) of JSON as whisperX, NeMo, pyannote.core and pyannoteAI write it; rejects count from 1.
+    """(segments, rejects) of JSON as whisperX, NeMo, pyannote.core and pyannoteAI write it; rejects
+    count from 1.
 
     `InputError` where the text is not JSON, or holds no list of segments."""
     try: found = _segment_list(json.loads(text))
     except (ValueError, RecursionError) as e:
-        raise InputError(f"not JSON ({type(e).__name__})", remedy="write it again: the file seems to be cut") from None
+        raise InputError(f"not JSON ({type(e).__name__})",
+                         remedy="write it again: the file seems to be cut") from None
     if found is None:
-        raise InputError("no list of segments", remedy=f"one of these should hold it: {', '.join(_LISTS)}")
+        raise InputError("no list of segments",
+                         remedy=f"one of these should hold it: {', '.join(_LISTS)}")
     rows = [r if isinstance(r, dict) else {} for r in found]
     kinds = ("start", "end", "label", "text")
     return _collect([(i, "", *(_first(r, k) for k in kinds)) for i, r in enumerate(rows, 1)])
@@ -131,8 +145,8 @@ def read_segments(
 ):
     """(segments, rejects) of one recording from a file that another program made.
 
-    Where the file names recordings and this one is among them, the others are left out; `InputError` where the file
-    names only others, or cannot be read at all."""
+    Where the file names recordings and this one is among them, the others are left out;
+    `InputError` where the file names only others, or cannot be read at all."""
     segments, rejects = READERS[suffix.lower()](decode(data)[0])
     named = set(segments["recording"]) - {""}
     if recording in named: segments = segments.filter(recording=recording)
@@ -148,11 +162,13 @@ def clock_time(column="start_s"):
     hours, minutes, seconds = whole // 3600, whole // 60 % 60, whole % 60
     def two(e): return e.cast(pl.String).str.zfill(2)
     short = pl.format("{}:{}", two(minutes), two(seconds))
-    return pl.when(hours > 0).then(pl.format("{}:{}", hours, short)).otherwise(short).alias("start_time")
+    return pl.when(hours > 0).then(pl.format("{}:{}", hours, short)).otherwise(short).alias(
+        "start_time")
 
 # %% ../nbs/04a_segments.ipynb #write
 def released_csv(segments):
-    "The text of a released transcript (start_time,speaker_label,transcript) with `segments`, in order of time."
+    """The text of a released transcript (start_time,speaker_label,transcript) with `segments`, in
+    order of time."""
     rows = segments.sort("start_s", maintain_order=True).select(clock_time(), *(
         pl.col(c).str.replace_all("\0", "").str.replace_all(r"\s+", " ").str.strip_chars()
         for c in ("speaker_label", "text")))
@@ -162,35 +178,41 @@ def released_csv(segments):
     writer.writerows(rows.rows())
     return out.getvalue()
 
+# %% ../nbs/04a_segments.ipynb #write_txt
 def released_txt(segments, heading):
     "The same for people to read: a heading, then a line a segment, `[MM:SS] label: text`."
     lines = segments.sort("start_s", maintain_order=True).select(
-        pl.format("[{}] {}: {}", clock_time(), "speaker_label", pl.col("text").str.replace_all(r"\s+", " ")))
+        pl.format("[{}] {}: {}", clock_time(), "speaker_label",
+                  pl.col("text").str.replace_all(r"\s+", " ")))
     return "\n".join([f"--- {heading} ---", "", *lines.to_series()]) + "\n"
 
 # %% ../nbs/04a_segments.ipynb #loops
 def has_loops(segments):
     "Whether an answer runs in circles, inside a segment or from one to the next (01d)."
     return bool(len(find_loops(segments.select(
-        "text", "start_s", scenario_id=pl.lit("answer"), turn=pl.int_range(pl.len(), dtype=pl.Int64)))))
+        "text", "start_s", scenario_id=pl.lit("answer"),
+        turn=pl.int_range(pl.len(), dtype=pl.Int64)))))
 
 # %% ../nbs/04a_segments.ipynb #rate
 def impossible_words(segments, audio_s, fastest=8.0, from_words=10):
-    "How many words stand in segments of at least `from_words` words that are spoken faster than `fastest` a second."
+    """How many words stand in segments of at least `from_words` words that are spoken faster than
+    `fastest` a second."""
     after = pl.col("start_s").shift(-1).fill_null(audio_s)
     seconds = pl.max_horizontal(pl.col("end_s").fill_null(after), after) - pl.col("start_s") + 1
     words = pl.col("text").str.count_matches(r"\S+")
-    return int(segments.select(words.filter((words >= from_words) & (words / seconds > fastest)).sum()).item() or 0)
+    return int(segments.select(
+        words.filter((words >= from_words) & (words / seconds > fastest)).sum()).item() or 0)
 
 # %% ../nbs/04a_segments.ipynb #faults
 def answer_faults(
     segments,           # start_s, end_s, speaker_label, text; in the order of the answer
     audio_s,            # seconds of sound that were asked about, from 0
-    spoken=None,        # first and last second in which there is a voice; None where nobody looked, () for no voice
+    spoken=None,        # first and last second in which there is a voice; None: nobody looked, (): no voice
     min_coverage=0.5,   # share of the time with voices that the answer has to span
     share=0.1,          # words that may be wrong before an answer is
 ):
-    "What is wrong with an answer: the names of its faults, the gravest first; an empty list where it can be used."
+    """What is wrong with an answer: the names of its faults, the gravest first; an empty list where
+    it can be used."""
     starts, words = segments["start_s"], segments["text"].str.count_matches(r"\S+")
     total, found = int(words.sum()), []
     def fault(name, true): found.extend([name] if true else [])
@@ -199,12 +221,15 @@ def answer_faults(
     if found: return found
     unknown = words.filter(segments["speaker_label"].is_in(["", UNKNOWN_SPEAKER])).sum()
     fault("times_run_backwards", (starts.diff() < -1).any())
-    fault("beyond_the_audio", starts.max() > audio_s + 1 or (segments["end_s"].max() or 0) > audio_s + 2)
+    fault("beyond_the_audio",
+          starts.max() > audio_s + 1 or (segments["end_s"].max() or 0) > audio_s + 2)
     fault("unknown_speaker", unknown > share * total)
     fault("loop", has_loops(segments))
-    fault("too_fast", impossible_words(segments, audio_s) > share * total or total > 8 * (audio_s + 1))
+    fault("too_fast",
+          impossible_words(segments, audio_s) > share * total or total > 8 * (audio_s + 1))
     fault("words_without_speech", spoken == () and total > 0)
     first, last = spoken or (0.0, audio_s)
     reach = min(max(segments["end_s"].max() or 0, starts.max()), last) - max(starts.min(), first)
-    fault("low_coverage", spoken != () and last - first > 30 and reach < min_coverage * (last - first))
+    fault("low_coverage",
+          spoken != () and last - first > 30 and reach < min_coverage * (last - first))
     return found

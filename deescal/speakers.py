@@ -23,11 +23,14 @@ def _constant(name, value, kind=np.float32):
     return numpy_helper.from_array(np.asarray(value, kind), name)
 
 def _model(nodes, inputs, outputs, constants, metadata):
-    "An ONNX model of one graph: `nodes` as (operator, inputs, outputs, attributes), with its metadata."
+    """An ONNX model of one graph: `nodes` as (operator, inputs, outputs,
+    attributes), with its metadata."""
     from onnx import TensorProto, checker, helper
-    def shapes(named): return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in named.items()]
+    def shapes(named):
+        return [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in named.items()]
     graph = helper.make_graph(
-        [helper.make_node(op, i.split(), o.split(), **attributes) for op, i, o, attributes in nodes],
+        [helper.make_node(op, i.split(), o.split(), **attributes)
+         for op, i, o, attributes in nodes],
         "deescal", shapes(inputs), shapes(outputs), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     helper.set_model_props(model, {k: str(v) for k, v in metadata.items()})
@@ -40,58 +43,70 @@ WINDOW, FIELD, HOP = 40_000, 400, 160  # samples: 2.5 s, 25 ms, 10 ms
 def energy_segmenter(
     floor_db=-33.0,  # what is louder is speech; decibels below full scale
 ):
-    "An ONNX segmenter (batch, 1, samples) -> (batch, frames, 2): nobody, somebody. Loudness against a floor."
+    """An ONNX segmenter (batch, 1, samples) -> (batch, frames, 2): nobody, somebody. Loudness
+    against a floor."""
     from onnx import TensorProto
     flip = dict(perm=[0, 2, 1])
     return _model([
         ("Mul", "x x", "square", {}),
         ("AveragePool", "square", "power", dict(kernel_shape=[FIELD], strides=[HOP])),
         ("AveragePool", "power", "smooth", dict(kernel_shape=[15], strides=[1], pads=[7, 7])),
-        ("Greater", "smooth floor", "loud", {}), ("Cast", "loud", "somebody", dict(to=TensorProto.FLOAT)),
+        ("Greater", "smooth floor", "loud", {}),
+        ("Cast", "loud", "somebody", dict(to=TensorProto.FLOAT)),
         ("Sub", "one somebody", "nobody", {}),
-        ("Concat", "nobody somebody", "classes", dict(axis=1)), ("Transpose", "classes", "y", flip)],
+        ("Concat", "nobody somebody", "classes", dict(axis=1)),
+        ("Transpose", "classes", "y", flip)],
         {"x": ["N", 1, "T"]}, {"y": ["N", "F", 2]},
         [_constant("floor", 10 ** (floor_db / 10)), _constant("one", 1)],
-        {"model_type": "pyannote-segmentation-3.0", "sample_rate": SAMPLE_RATE, "window_size": WINDOW,
-         "receptive_field_size": FIELD, "receptive_field_shift": HOP, "num_speakers": 1, "powerset_max_classes": 1,
-         "num_classes": 2, "version": 1, "model_author": "deescal", "maintainer": "deescal"})
+        {"model_type": "pyannote-segmentation-3.0", "sample_rate": SAMPLE_RATE,
+         "window_size": WINDOW, "receptive_field_size": FIELD, "receptive_field_shift": HOP,
+         "num_speakers": 1, "powerset_max_classes": 1, "num_classes": 2, "version": 1,
+         "model_author": "deescal", "maintainer": "deescal"})
 
 # %% ../nbs/04b_speakers.ipynb #embedder
 BANDS, COEFFICIENTS = 80, 20
 
 def cepstrum_weights():
-    "(bands, coefficients): the cosine transform without its constant, each coefficient times its number."
+    """(bands, coefficients): the cosine transform without its constant, each
+    coefficient times its number."""
     band, order = np.arange(BANDS)[:, None] + 0.5, np.arange(1, COEFFICIENTS + 1)[None]
     return np.cos(np.pi * band * order / BANDS) * np.sqrt(2 / BANDS) * order
 
 def mean_embedder():
     "An ONNX embedder (batch, frames, 80 log-mel bands) -> (batch, 20): the mean liftered cepstrum."
     return _model(
-        [("MatMul", "x weights", "cepstra", {}), ("ReduceMean", "cepstra", "embedding", dict(axes=[1], keepdims=0))],
-        {"x": ["N", "T", BANDS]}, {"embedding": ["N", COEFFICIENTS]}, [_constant("weights", cepstrum_weights())],
-        {"framework": "wespeaker", "language": "any", "url": "", "comment": "built by deescal, not trained",
-         "sample_rate": SAMPLE_RATE, "output_dim": COEFFICIENTS, "normalize_samples": 1, "feature_normalize_type": ""})
+        [("MatMul", "x weights", "cepstra", {}),
+         ("ReduceMean", "cepstra", "embedding", dict(axes=[1], keepdims=0))],
+        {"x": ["N", "T", BANDS]}, {"embedding": ["N", COEFFICIENTS]},
+        [_constant("weights", cepstrum_weights())],
+        {"framework": "wespeaker", "language": "any", "url": "",
+         "comment": "built by deescal, not trained", "sample_rate": SAMPLE_RATE,
+         "output_dim": COEFFICIENTS, "normalize_samples": 1, "feature_normalize_type": ""})
 
 # %% ../nbs/04b_speakers.ipynb #find
 BUILT = {"segmentation": energy_segmenter, "embedding": mean_embedder}
 
 def find_graph(kind, name, revision="", sha256="", root=Path(), work=Path()):
-    """The path of an ONNX model (`kind` segmentation or embedding) named by a path or as a file on the hub; '' builds
-    one in the folder `work`. `InputError` where it is missing, or is not the file that `sha256` promises."""
+    """The path of an ONNX model (`kind` segmentation or embedding) named by a path or as a file on
+    the hub; '' builds one in the folder `work`. `InputError` where it is missing, or is not the
+    file that `sha256` promises."""
     where = f"diarize.{kind}"
     if not name:
         path = Path(work)/f"{kind}.onnx"
-        with atomic(path) as tmp: tmp.write_bytes(BUILT[kind]().SerializeToString(deterministic=True))
+        with atomic(path) as tmp:
+            tmp.write_bytes(BUILT[kind]().SerializeToString(deterministic=True))
         return path
     path = Path(root)/Path(name).expanduser()
     if not path.is_file():
         if name.count("/") < 2 or not revision or not sha256:
             raise InputError(f"no such model: {name}", where=where, remedy=(
-                "give the path of an ONNX file; or owner/repository/file.onnx, with its revision and its sha256"))
+                "give the path of an ONNX file; or owner/repository/file.onnx, with its revision "
+                "and its sha256"))
         path = _from_hub(name, revision, where)
     if sha256 and file_sha256(path) != sha256.lower():
         raise InputError(f"{name} is another file than was wanted", where=where,
-                         remedy=f"its SHA-256 is {file_sha256(path)}; find out why before you write that down")
+                         remedy=f"its SHA-256 is {file_sha256(path)}; find out why before you "
+                                "write that down")
     return path
 
 # %% ../nbs/04b_speakers.ipynb #hub
@@ -100,14 +115,14 @@ def _from_hub(name, revision, where):
     from huggingface_hub import hf_hub_download
     owner, repository, file = name.split("/", 2)
     try: return Path(hf_hub_download(f"{owner}/{repository}", file, revision=revision))
-    except Exception as e:  # whatever the hub's client raises: no network, no such file, a log-in that is missing
+    except Exception as e:  # whatever its client raises: no network, no such file, no log-in
         raise InputError(f"{name} cannot be fetched ({type(e).__name__})", where=where,
                          remedy="fetch it on a host with a network, and give its path") from None
 
 # %% ../nbs/04b_speakers.ipynb #check
 METADATA = {
-    "segmentation": "sample_rate window_size receptive_field_size receptive_field_shift num_speakers "
-                    "powerset_max_classes num_classes",
+    "segmentation": "sample_rate window_size receptive_field_size receptive_field_shift "
+                    "num_speakers powerset_max_classes num_classes",
     "embedding": "framework language sample_rate output_dim"}
 FRAMEWORKS = ("wespeaker", "3d-speaker", "nemo")
 
@@ -119,10 +134,13 @@ def check_graph(kind, path):
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         known = session.get_modelmeta().custom_metadata_map
-    except Exception as e: fail(f"not an ONNX model that can be run ({type(e).__name__})")  # onnxruntime has many
-    if lacks := [k for k in METADATA[kind].split() if k not in known]: fail(f"no metadata {', '.join(lacks)}")
+    except Exception as e:  # onnxruntime has many
+        fail(f"not an ONNX model that can be run ({type(e).__name__})")
+    if lacks := [k for k in METADATA[kind].split() if k not in known]:
+        fail(f"no metadata {', '.join(lacks)}")
     if known["sample_rate"] != str(SAMPLE_RATE): fail(f"a sample rate of {known['sample_rate']}")
-    if kind == "embedding" and known["framework"] not in FRAMEWORKS: fail(f"the framework {known['framework']!r}")
+    if kind == "embedding" and known["framework"] not in FRAMEWORKS:
+        fail(f"the framework {known['framework']!r}")
     rank = len(session.get_inputs()[0].shape)
     if kind == "segmentation" and rank != 3: fail(f"an input of {rank} dimensions")
 
@@ -130,12 +148,14 @@ def check_graph(kind, path):
 def only_voices(samples, voice):
     "`samples` with silence wherever `voice` (start_s, end_s) has nobody speak."
     keep = np.zeros(len(samples), bool)
-    for start, end in voice.select("start_s", "end_s").rows():  # a loop over stretches: each is a slice
+    for start, end in voice.select("start_s", "end_s").rows():  # a loop: each is a slice
         keep[int(start * SAMPLE_RATE):int(np.ceil(end * SAMPLE_RATE))] = True
     return np.where(keep, samples, 0).astype(np.float32)
 
+# %% ../nbs/04b_speakers.ipynb #evenly_loud
 def evenly_loud(samples, loudness=0.1):
-    "`samples` scaled so that the loudest twentieth of a second in twenty has the root mean square `loudness`."
+    """`samples` scaled so that the loudest twentieth of a second in twenty has the
+    root mean square `loudness`."""
     whole = samples[:len(samples) // 800 * 800].reshape(-1, 800)
     loud = np.sqrt(np.quantile((whole ** 2).mean(1), 0.95)) if len(whole) else 0.0
     return (samples * (loudness / loud)).clip(-1, 1).astype(np.float32) if loud > 1e-6 else samples
@@ -148,13 +168,15 @@ def load_diarizer(
     speakers=0,         # how many people speak (0: unknown)
     threads=1,
 ):
-    "sherpa-onnx's OfflineSpeakerDiarization over two ONNX models; `InputError` where one of them cannot be used."
+    """sherpa-onnx's OfflineSpeakerDiarization over two ONNX models; `InputError` where one of them
+    cannot be used."""
     import sherpa_onnx as s
     check_graph("segmentation", segmentation)
     check_graph("embedding", embedding)
     return s.OfflineSpeakerDiarization(s.OfflineSpeakerDiarizationConfig(
         segmentation=s.OfflineSpeakerSegmentationModelConfig(
-            pyannote=s.OfflineSpeakerSegmentationPyannoteModelConfig(model=str(segmentation)), num_threads=threads),
+            pyannote=s.OfflineSpeakerSegmentationPyannoteModelConfig(model=str(segmentation)),
+            num_threads=threads),
         embedding=s.SpeakerEmbeddingExtractorConfig(model=str(embedding), num_threads=threads),
         clustering=s.FastClusteringConfig(num_clusters=speakers or -1, threshold=threshold),
         min_duration_on=0.3, min_duration_off=0.5))
@@ -163,26 +185,30 @@ def load_diarizer(
 SPEAKER_TURN = {"start_s": pl.Float64, "end_s": pl.Float64, "speaker_label": pl.String}
 
 def speaker_turns(samples, diarizer):
-    "Who speaks when in `samples`: start_s, end_s, speaker_label (Speaker 1 is heard first), in order of time."
+    """Who speaks when in `samples`: start_s, end_s, speaker_label (Speaker 1 is heard first), in
+    order of time."""
     if not len(samples) or not np.abs(samples).max(): return pl.DataFrame(schema=SPEAKER_TURN)
     found = diarizer.process(samples).sort_by_start_time()
     length = len(samples) / SAMPLE_RATE
     turns = pl.DataFrame(
         [(min(s.start, length), min(s.end, length), s.speaker) for s in found], orient="row",
-        schema={"start_s": pl.Float64, "end_s": pl.Float64, "speaker": pl.Int64}).sort("start_s", "end_s", "speaker")
+        schema={"start_s": pl.Float64, "end_s": pl.Float64, "speaker": pl.Int64},
+    ).sort("start_s", "end_s", "speaker")
     heard = turns["speaker"].unique(maintain_order=True)
     return turns.select("start_s", "end_s", speaker_label=pl.format(
-        "Speaker {}", pl.col("speaker").replace_strict(heard, range(1, len(heard) + 1), return_dtype=pl.Int64)))
+        "Speaker {}", pl.col("speaker").replace_strict(
+            heard, range(1, len(heard) + 1), return_dtype=pl.Int64)))
 
 # %% ../nbs/04b_speakers.ipynb #mouths
 def put_into_mouths(
     words,  # start_s, end_s, text
     turns,  # start_s, end_s, speaker_label
 ):
-    "`words` with the speaker_label of the turn that each overlaps most, or is nearest to. Needs at least one turn."
+    """`words` with the speaker_label of the turn that each overlaps most, or is nearest to. Needs
+    at least one turn."""
     starts, ends, labels = (turns[c].to_numpy() for c in ("start_s", "end_s", "speaker_label"))
     found = []
-    for part in words.iter_slices(2_000):  # a loop over slices: a table of all words by all turns may not fit
+    for part in words.iter_slices(2_000):  # in slices: all words by all turns may not fit
         first, last = (part[c].to_numpy()[:, None] for c in ("start_s", "end_s"))
         found.append((np.minimum(last, ends) - np.maximum(first, starts)).argmax(1))
     return words.with_columns(speaker_label=pl.Series(

@@ -16,7 +16,8 @@ from deescal.roles import assign_roles
 def words(n, seed):
     "n words drawn from a large invented vocabulary."
     rng = random.Random(seed)
-    return " ".join(f"{rng.choice('bdfgklmnprst')}{rng.choice('aeiou')}{rng.randrange(500)}" for _ in range(n))
+    return " ".join(f"{rng.choice('bdfgklmnprst')}{rng.choice('aeiou')}{rng.randrange(500)}"
+                    for _ in range(n))
 
 def toy_turns(**texts):
     "A scenario a text, ten words a turn, five seconds apart, officer and civilian in turn."
@@ -25,19 +26,22 @@ def toy_turns(**texts):
         w = text.split()
         for i in range(0, len(w), 10):
             side = ("Officer", "officer") if i // 10 % 2 == 0 else ("Dale", "civilian")
-            rows.append((sid, i // 10, f"{i//120}:{i//2%60:02}", i / 2, *side, " ".join(w[i:i + 10])))
+            rows.append((sid, i // 10, f"{i//120}:{i//2%60:02}", i / 2, *side,
+                         " ".join(w[i:i + 10])))
     return pl.DataFrame(rows, orient="row", schema={
         "scenario_id": pl.String, "turn": pl.Int64, "start_time": pl.String, "start_s": pl.Float64,
         "speaker_label": pl.String, "role": pl.String, "text": pl.String})
 
 def dialogue(*texts, times=None):
-    "One scenario, two speakers in turn, from what they say; three seconds a turn unless `times` are given."
+    """One scenario, two speakers in turn, from what they say; three seconds a turn
+    unless `times` are given."""
     times = times or [3.0 * i for i in range(len(texts))]
     return pl.DataFrame({
         "scenario_id": ["s"] * len(texts), "turn": range(len(texts)), "start_s": times,
         "start_time": ["" if t is None else f"{int(t)//60}:{int(t)%60:02}" for t in times],
         "speaker_label": ["Officer" if i % 2 == 0 else "Dale" for i in range(len(texts))],
-        "role": ["officer" if i % 2 == 0 else "civilian" for i in range(len(texts))], "text": list(texts),
+        "role": ["officer" if i % 2 == 0 else "civilian" for i in range(len(texts))],
+        "text": list(texts),
         "role_confidence": [1.0] * len(texts),
     }, schema_overrides={"turn": pl.Int64, "start_s": pl.Float64} | dict.fromkeys(
         ("scenario_id", "start_time", "speaker_label", "role", "text"), pl.String))
@@ -46,7 +50,8 @@ def dialogue(*texts, times=None):
 def test_a_short_cut_of_a_long_dialogue_is_found():
     text = words(2000, 1)
     cut = " ".join(text.split()[300:900])
-    found = near_duplicates(toy_turns(whole=text, cut=cut, other=words(2000, 2), another=words(600, 3)))
+    found = near_duplicates(toy_turns(whole=text, cut=cut, other=words(2000, 2),
+                                      another=words(600, 3)))
     assert [r[:2] for r in found.rows()] == [("cut", "whole")]
     assert found["containment"][0] == 1 and found["jaccard"][0] < 0.5
 
@@ -70,16 +75,20 @@ def test_a_card_or_a_sponsor_in_common_makes_no_duplicate(n, own, card):
 @pytest.mark.parametrize("n", [3, 10, 20, 40])
 def test_a_family_of_noisy_copies_is_one_group(n):
     rng, text = random.Random(n), words(400, 1).split()
-    texts = {f"copy{i:02}": " ".join(plant_copy(text, rng, noise=0.2, lexicon=words(300, 5).split())) for i in range(n)}
+    texts = {
+        f"copy{i:02}": " ".join(plant_copy(text, rng, noise=0.2, lexicon=words(300, 5).split()))
+        for i in range(n)}
     texts |= {"original": " ".join(text)} | {f"other{i:02}": words(300, 10 + i) for i in range(20)}
     groups = duplicate_groups(texts, near_duplicates(toy_turns(**texts)))
     assert groups.group_by("group").len()["len"].max() >= 0.95 * (n + 1)
 
 def test_a_family_of_many_copies_is_one_group():
     text = words(200, 1)
-    texts = {f"copy{i:02}": text for i in range(40)} | {f"other{i:02}": words(200, 10 + i) for i in range(40)}
+    texts = {f"copy{i:02}": text for i in range(40)} | {
+        f"other{i:02}": words(200, 10 + i) for i in range(40)}
     groups = duplicate_groups(texts, near_duplicates(toy_turns(**texts)))
-    assert dict(groups.group_by("group").len().rows())["copy00"] == 40 and groups["group"].n_unique() == 41
+    assert dict(groups.group_by("group").len().rows())["copy00"] == 40
+    assert groups["group"].n_unique() == 41
 
 def test_order_and_company_of_rows_do_not_matter():
     turns = toy_turns(a=words(100, 1), b=words(100, 1), c=words(100, 2))
@@ -87,7 +96,8 @@ def test_order_and_company_of_rows_do_not_matter():
     assert len(near_duplicates(turns.head(0))) == 0 and len(near_duplicates(turns.head(1))) == 0
 
 # %% ../nbs/07_audit.ipynb #leak_test
-@pytest.mark.parametrize("how", [dict(noise=None), dict(cut=None, noise=(0.05, 0.2)), dict(noise=(0.05, 0.2))])
+@pytest.mark.parametrize("how", [dict(noise=None), dict(cut=None, noise=(0.05, 0.2)),
+                                 dict(noise=(0.05, 0.2))])
 def test_planted_copies_are_found_and_nothing_else(how):
     sample = read_transcripts(project_root()/"data/sample")[0]
     doubles = [("facebook_900000000000057", "youtube_9055")]
@@ -100,7 +110,8 @@ def test_a_search_that_cries_wolf_is_seen_through(monkeypatch):
         pairs = [(a, b) for a in ids for b in ids if a < b]
         return pl.DataFrame(pairs, schema=["scenario_a", "scenario_b"], orient="row")
     monkeypatch.setitem(leak_search.__globals__, "near_duplicates", all_pairs)
-    assert leak_search(read_transcripts(project_root()/"data/sample")[0], random.Random(5))[1] < 0.05
+    assert leak_search(read_transcripts(project_root()/"data/sample")[0],
+                       random.Random(5))[1] < 0.05
 
 # %% ../nbs/07_audit.ipynb #groups_test
 def test_groups_are_closed_under_pairs():
@@ -110,13 +121,18 @@ def test_groups_are_closed_under_pairs():
 # %% ../nbs/07_audit.ipynb #duplicates_test
 def scenarios_of(**rows):
     return pl.DataFrame([(k, *v) for k, v in rows.items()], orient="row", schema={
-        "scenario_id": pl.String, "platform": pl.String, "released_split": pl.String, "words": pl.Int64})
+        "scenario_id": pl.String, "platform": pl.String, "released_split": pl.String,
+        "words": pl.Int64})
 
 def test_the_test_copy_stays_and_the_longest_else():
-    pairs = pl.DataFrame({"scenario_a": ["a", "c"], "scenario_b": ["b", "d"], "containment": [0.5, 0.9]})
+    pairs = pl.DataFrame({"scenario_a": ["a", "c"], "scenario_b": ["b", "d"],
+                          "containment": [0.5, 0.9]})
     s = scenarios_of(
-        a=("youtube", "train", 900), b=("tiktok", "test", 100), c=("youtube", "train", 50), d=("youtube", "train", 60))
-    found = {r["scenario_id"]: (r["finding"], r["evidence"]) for r in find_duplicates(s, pairs).rows(named=True)}
+        a=("youtube", "train", 900), b=("tiktok", "test", 100), c=("youtube", "train", 50),
+        d=("youtube", "train", 60))
+    found = {
+        r["scenario_id"]: (r["finding"], r["evidence"])
+        for r in find_duplicates(s, pairs).rows(named=True)}
     assert found == {
         "a": ("leak", "in the group of b (another platform), nearest copy 50 %"),
         "c": ("near_duplicate", "in the group of d, nearest copy 90 %")}
@@ -130,23 +146,27 @@ def test_what_is_left_never_falls_and_no_more_is_taken_than_needed(times):
     best = [0] * len(times)
     for i, t in enumerate(times):
         if t is not None:
-            best[i] = 1 + max((best[j] for j in range(i) if times[j] is not None and times[j] <= t), default=0)
+            best[i] = 1 + max((best[j] for j in range(i) if times[j] is not None and times[j] <= t),
+                              default=0)
     assert len(rest) == max(best, default=0)
 
 def test_odd_times_are_read():
-    df = pl.DataFrame({"start_time": ["01:14,000", "1:01:02.5", "75:00,1", "1:2", "x", "01:75,000"]})
-    assert df.select(odd_seconds()).to_series().to_list() == [74.0, 3662.5, 4500.1, None, None, None]
+    df = pl.DataFrame({
+        "start_time": ["01:14,000", "1:01:02.5", "75:00,1", "1:2", "x", "01:75,000"]})
+    assert df.select(odd_seconds()).to_series().to_list() == [
+        74.0, 3662.5, 4500.1, None, None, None]
 
 # %% ../nbs/07_audit.ipynb #text_test
 @pytest.mark.parametrize("said", [
     "[Error fetching transcript: 403 Client Error", "An error occurred while processing",
     "Traceback (most recent call last):", "As an AI language model, I cannot",
     "I'm sorry, but I can't transcribe this audio.", '{"error": "quota"}'])
-def test_error_messages_are_found(said): assert find_text(dialogue(said))["finding"].to_list() == ["error_text"]
+def test_error_messages_are_found(said):
+    assert find_text(dialogue(said))["finding"].to_list() == ["error_text"]
 
 @pytest.mark.parametrize("said", [
-    "I made an error.", "Sorry, I can't breathe.", "I'm sorry, I can't do that, sir.", "The quota? What quota?",
-    "No error here."])
+    "I made an error.", "Sorry, I can't breathe.", "I'm sorry, I can't do that, sir.",
+    "The quota? What quota?", "No error here."])
 def test_people_speak_of_errors(said): assert len(find_text(dialogue(said))) == 0
 
 @given(st.text(max_size=40))
@@ -156,7 +176,8 @@ def test_repairing_the_encoding_twice_changes_nothing(text):
 
 def test_mojibake_is_repaired():
     text = "“Où?” – don’t"
-    assert repair_encoding(text.encode().decode("cp1252", "replace").replace("\ufffd", "\x9d")) == text
+    assert repair_encoding(text.encode().decode("cp1252", "replace").replace(
+        "\ufffd", "\x9d")) == text
 
 # %% ../nbs/07_audit.ipynb #scenarios_test
 def test_scenarios_that_are_none():
@@ -169,7 +190,8 @@ def test_scenarios_that_are_none():
         dialogue(*[english + str(i) for i in range(80)]).with_columns(scenario_id=pl.lit("long")),
         dialogue(*[english + str(i) for i in range(6)])])
     assert {(r["finding"], r["scenario_id"]) for r in find_scenarios(turns).rows(named=True)} == {
-        ("trivial", "small"), ("one_sided", "alone"), ("not_english", "spanish"), ("over_length", "long")}
+        ("trivial", "small"), ("one_sided", "alone"), ("not_english", "spanish"),
+        ("over_length", "long")}
 
 # %% ../nbs/07_audit.ipynb #audit_test
 def test_a_sound_dialogue_has_no_finding_that_asks_for_more_than_masks():
@@ -177,14 +199,17 @@ def test_a_sound_dialogue_has_no_finding_that_asks_for_more_than_masks():
     s = sample.group_by("scenario_id").agg(pl.col("words").sum()).with_columns(
         platform=pl.lit("youtube"), released_split=pl.lit(""))
     found = audit(sample, s, near_duplicates(sample))
-    assert set(found["finding"]) <= {"personal_text", "personal_label", "mixed_speaker", "over_length"}
+    assert set(found["finding"]) <= {"personal_text", "personal_label", "mixed_speaker",
+                                     "over_length"}
 
 def test_every_finding_is_declared_and_has_its_place():
-    said = ["hey " * 90, "[Error fetching transcript: 1]", "donâ€™t", "...", "Dale is at 555-013-4477, okay?"]
+    said = ["hey " * 90, "[Error fetching transcript: 1]", "donâ€™t", "...",
+            "Dale is at 555-013-4477, okay?"]
     turns = dialogue(*said, times=[0.0, 5.0, None, 90000.0, 3.0])
     s = scenarios_of(s=("youtube", "train", 100))
     found = audit(turns, s, near_duplicates(turns))
     assert set(found["finding"]) == {
-        "loop_inside", "error_text", "encoding", "empty_turn", "unreadable_time", "impossible_time", "backward_time",
-        "personal_text", "personal_label"}
-    assert found.select("finding", "scenario_id", "turn").is_unique().all() and set(found["finding"]) <= set(FINDINGS)
+        "loop_inside", "error_text", "encoding", "empty_turn", "unreadable_time", "impossible_time",
+        "backward_time", "personal_text", "personal_label"}
+    assert found.select("finding", "scenario_id", "turn").is_unique().all()
+    assert set(found["finding"]) <= set(FINDINGS)

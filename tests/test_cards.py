@@ -6,6 +6,7 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 # %% ../nbs/07c_cards.ipynb #cards_test
 def test_every_card_says_what_it_is_for_and_what_not():
     card = model_card({"model": "m", "rank": 16})
-    assert "training of human officers" in card and "predictive policing" in card and "| rank | 16 |" in card
+    assert "training of human officers" in card and "predictive policing" in card
+    assert "| rank | 16 |" in card
     assert "tiny model" not in card and "tiny model" in model_card({"model": "tiny"})
     assert any("training" in x for x in INTENDED) and any("policing" in x for x in PROHIBITED)

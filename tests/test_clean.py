@@ -22,33 +22,40 @@ def scene(*texts, sid="s", times=None, labels=("Officer", "Dale"), roles=("offic
         "scenario_id": [sid] * n, "turn": range(n), "start_s": times,
         "start_time": ["0:00" if t is None else "" for t in times],
         "speaker_label": [labels[i % len(labels)] for i in range(n)], "text": list(texts),
-        "role": [roles[i % len(roles)] for i in range(n)], "role_confidence": [1.0] * n, "role_evidence": [""] * n,
+        "role": [roles[i % len(roles)] for i in range(n)], "role_confidence": [1.0] * n,
+        "role_evidence": [""] * n,
         "file": [f"{sid}.csv"] * n, "line": range(2, n + 2), "repairs": [""] * n,
     }, schema_overrides={"turn": pl.Int64, "line": pl.Int64, "start_s": pl.Float64}).with_columns(
         count_words(), count_tokens())
 
 def scenes_of(turns, split=""):
     "The table `scenarios` as far as it is needed here."
-    return turns.group_by("scenario_id", maintain_order=True).agg(pl.col("words").sum()).with_columns(
+    return turns.group_by("scenario_id", maintain_order=True).agg(
+        pl.col("words").sum()).with_columns(
         platform=pl.lit("youtube"), released_split=pl.lit(split))
 
-TALK = [f"{a} {b} {c}." for a in ("Where were", "Why are", "What did") for b in ("you going", "they saying", "we doing")
+TALK = [f"{a} {b} {c}." for a in ("Where were", "Why are", "What did")
+        for b in ("you going", "they saying", "we doing")
         for c in ("last night", "at the store", "with the car", "over there by the fence")]
 OTHER = [" ".join(reversed(t.strip(".").split())) + "?" for t in TALK]
 
 # %% ../nbs/07b_clean.ipynb #repair_test
 def test_encodings_and_times_are_repaired():
     t = scene("Stop.", "I donâ€™t.", "No.", "Yes.", "Why?", times=[0.0, 900.0, 6.0, None, 99999.0])
-    t = t.with_columns(start_time=pl.when(pl.col("turn") == 3).then(pl.lit("00:09,500")).otherwise("start_time"))
+    t = t.with_columns(start_time=pl.when(pl.col("turn") == 3).then(pl.lit("00:09,500"))
+                       .otherwise("start_time"))
     fixed, journal = repair_times(repair_text(t)[0])
-    assert fixed["text"][1] == "I don’t." and fixed["start_s"].to_list() == [0.0, None, 6.0, 9.5, None]
-    assert dict(journal.select("turn", "reason").rows()) == {3: "odd_time", 4: "impossible_time", 1: "backward_time"}
+    assert fixed["text"][1] == "I don’t."
+    assert fixed["start_s"].to_list() == [0.0, None, 6.0, 9.5, None]
+    assert dict(journal.select("turn", "reason").rows()) == {
+        3: "odd_time", 4: "impossible_time", 1: "backward_time"}
     assert len(find_times(fixed).filter(pl.col("finding") != "unreadable_time")) == 0
 
 # %% ../nbs/07b_clean.ipynb #loops_test
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.sampled_from([
-    "no", "hey " * 70, "get down " * 40, "I see. " + "oh my god " * 30 + "stop", "", "a b c"]), max_size=45))
+    "no", "hey " * 70, "get down " * 40, "I see. " + "oh my god " * 30 + "stop", "", "a b c"]),
+    max_size=45))
 def test_no_loop_is_left_and_cutting_twice_changes_nothing(texts):
     t = scene(*texts) if texts else scene("x").head(0)
     once, journal = cut_loops(t)
@@ -63,11 +70,13 @@ def test_loops_that_overlap_take_nothing_else_with_them():
 
 # %% ../nbs/07b_clean.ipynb #clean_test
 said = st.sampled_from([
-    *TALK[:8], "hey " * 80, "...", "[Error fetching transcript: 1]", "I donâ€™t.", "Dale is at 555-013-4477.",
-    "no no no", "", "é", "Mr. Pike said so.", "NAME_1", "\ufffd", "go " * 30])
+    *TALK[:8], "hey " * 80, "...", "[Error fetching transcript: 1]", "I donâ€™t.",
+    "Dale is at 555-013-4477.", "no no no", "", "é", "Mr. Pike said so.", "NAME_1", "\ufffd",
+    "go " * 30])
 times = st.none() | st.floats(0, 30000)
-scripts = st.lists(st.tuples(said, times, st.sampled_from(["Officer Ames", "Dale", "[Narrator]", ""]),
-                             st.sampled_from(["officer", "civilian", "narrator", "other"])), max_size=14)
+scripts = st.lists(st.tuples(
+    said, times, st.sampled_from(["Officer Ames", "Dale", "[Narrator]", ""]),
+    st.sampled_from(["officer", "civilian", "narrator", "other"])), max_size=14)
 
 def corpus_of(scenarios):
     "Turns of several scenarios from lists of (text, time, label, role)."
@@ -83,7 +92,8 @@ def test_no_turn_vanishes_and_cleaning_is_a_fixed_point(scenarios):
     tidy, trace, _ = clean(raw, scenes_of(raw))
     assert trace.select("scenario_id", "turn").equals(raw.select("scenario_id", "turn"))
     kept = trace.filter(pl.col("fate") != "excluded").select("scenario_id", "turn")
-    assert kept.equals(tidy.select("scenario_id", "turn")) and (trace.filter(fate="excluded")["reason"] != "").all()
+    assert kept.equals(tidy.select("scenario_id", "turn")) and (
+        trace.filter(fate="excluded")["reason"] != "").all()
     again, second, _ = clean(tidy, scenes_of(raw))
     assert again.drop("repairs").equals(tidy.drop("repairs")) and (second["fate"] == "kept").all()
     left = audit(tidy, scenes_of(tidy), near_duplicates(tidy))
@@ -96,7 +106,8 @@ def test_of_two_copies_one_stays_and_the_other_has_its_reason():
     assert set(trace.filter(scenario_id="b")["reason"]) == {"near_duplicate"}
 
 def test_a_sound_corpus_stays_as_it_is():
-    raw = assign_roles(read_transcripts(project_root()/"data/planted")[0]).sort("scenario_id", "turn")
+    raw = assign_roles(read_transcripts(project_root()/"data/planted")[0]).sort(
+        "scenario_id", "turn")
     tidy, trace, _ = clean(raw, scenes_of(raw), personal="keep")
     assert tidy.equals(raw) and (trace["fate"] == "kept").all()
 
@@ -106,13 +117,15 @@ def test_a_version_names_turns_and_parameters():
     assert corpus_version(a) == corpus_version(a) != corpus_version(a, personal="mask")
     assert corpus_version(a) != corpus_version(a.with_columns(text=pl.col("text") + "."))
     versions = [
-        describe_corpora(a, b, personal=p)["version"].to_list() for b, p in ((a, "mask"), (a[:5], "mask"), (a, "keep"))]
+        describe_corpora(a, b, personal=p)["version"].to_list()
+        for b, p in ((a, "mask"), (a[:5], "mask"), (a, "keep"))]
     assert len({v[1] for v in versions}) == 3 and len({v[0] for v in versions}) == 1
 
 # %% ../nbs/07b_clean.ipynb #key_test
 def test_the_key_is_its_owners(tmp_path):
     path = write_key(
-        tmp_path/"key.csv", pl.DataFrame({"scenario_id": ["s"], "name": ["dale"], "pseudonym": ["NAME_1"]}))
+        tmp_path/"key.csv", pl.DataFrame({"scenario_id": ["s"], "name": ["dale"],
+                                          "pseudonym": ["NAME_1"]}))
     assert path.stat().st_mode & 0o777 == 0o600 and "dale" in path.read_text()
     with pytest.raises(InputError, match="already"): write_key(path, pl.DataFrame())
 

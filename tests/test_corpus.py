@@ -26,7 +26,8 @@ def folder_of(path, **files):
 def test_roles_of_the_sample_are_of_the_five_and_have_evidence():
     turns = assign_roles(read_transcripts(project_root()/"data/sample")[0])
     assert set(turns["role"]) == {"officer", "dispatcher", "civilian", "narrator", "other"}
-    assert turns["role_confidence"].is_between(0.2, 1).all() and (turns["role_evidence"] != "").mean() > 0.99
+    assert turns["role_confidence"].is_between(0.2, 1).all()
+    assert (turns["role_evidence"] != "").mean() > 0.99
 
 # %% ../nbs/06_corpus.ipynb #summaries_test
 def test_summaries_add_up(tmp_path):
@@ -41,23 +42,30 @@ def test_summaries_add_up(tmp_path):
     scenarios = summarize_scenarios(turns, files)
     assert summarize_platforms(scenarios).filter(platform="all").rows() == [("all", 2, 3, 4, 4)]
     acc = {(u, m, r): n for _, u, m, r, n in corpus_accounting(turns, rejects, files).rows()}
-    assert acc[("file", "in", "")] == 3 and acc[("file", "rejected", "empty_file")] == 1 and acc[("row", "in", "")] == 4
-    assert acc[("row", "rejected", "wrong_field_count")] == 1 and acc[("row", "repaired", "unreadable_time")] == 1
+    assert acc[("file", "in", "")] == 3 and acc[("file", "rejected", "empty_file")] == 1
+    assert acc[("row", "in", "")] == 4 and acc[("row", "rejected", "wrong_field_count")] == 1
+    assert acc[("row", "repaired", "unreadable_time")] == 1
 
 # %% ../nbs/06_corpus.ipynb #origin_test
 SHIPPED = {"toy": {"notice": "A toy.", "files": {"a.csv": "1", "b.csv": "2"}}}
 
-@pytest.mark.parametrize("hashes, fiction", [(["1", "2"], True), (["2"], True), (["1", "3"], False), ([], False)])
+@pytest.mark.parametrize("hashes, fiction", [(["1", "2"], True), (["2"], True), (["1", "3"], False),
+                                             ([], False)])
 def test_fiction_is_known_by_its_hashes_and_one_foreign_file_ends_it(hashes, fiction):
-    origin = find_origin(pl.DataFrame({"sha256": pl.Series(hashes, dtype=pl.String)}), SHIPPED).row(0)
+    origin = find_origin(pl.DataFrame({"sha256": pl.Series(hashes, dtype=pl.String)}),
+                         SHIPPED).row(0)
     assert origin == (fiction, "A toy." if fiction else "")
 
 def test_what_was_made_from_fiction_is_fiction_and_nothing_else_is():
     files = pl.DataFrame({"sha256": ["1", "x"]})
     assert find_origin(files, SHIPPED, {"x": ["2"]}).row(0) == (True, "A toy.")
-    assert not find_origin(files, SHIPPED, {"x": ["2", "y"]})["fiction"][0], "real captions beside an invented clip"
-    assert not find_origin(files, SHIPPED, {"x": ["y"]})["fiction"][0] and not find_origin(files, SHIPPED)["fiction"][0]
+    mixed = find_origin(files, SHIPPED, {"x": ["2", "y"]})
+    assert not mixed["fiction"][0], "real captions beside an invented clip"
+    assert not find_origin(files, SHIPPED, {"x": ["y"]})["fiction"][0]
+    assert not find_origin(files, SHIPPED)["fiction"][0]
 
 def test_the_hashes_are_those_of_the_files_that_ship():
     kept = json.loads((project_root()/"data"/"fiction.json").read_text())
-    assert kept == shipped_fiction(project_root()), "a file in data/sample or data/planted is not what ships: take it out, or commit it and run make export"
+    assert kept == shipped_fiction(project_root()), (
+        "a file in data/sample or data/planted is not what ships: take it out, or commit it and "
+        "run make export")

@@ -19,7 +19,8 @@ FOUND = toy_turns((0, 4, "Speaker 1"), (4, 9, "Speaker 2"))
 # %% ../nbs/04c_der.ipynb #der_test
 def test_the_rates_are_those_computed_by_hand():
     found = diarization_errors(TRUE, FOUND, 10)
-    assert found == pytest.approx({"spoken": 10, "missed": 1, "false_alarm": 0, "confused": 2, "der": 0.3,
+    assert found == pytest.approx({"spoken": 10, "missed": 1, "false_alarm": 0, "confused": 2,
+                                   "der": 0.3,
                                    "jer": (1 / 3 + 1 / 2) / 2, "speakers": 2, "speakers_found": 2})
 
 def test_nothing_found_and_nothing_said():
@@ -29,16 +30,19 @@ def test_nothing_found_and_nothing_said():
 def by_brute_force(truth, found, seconds):
     "DER from tenths of a second and all ways to match the names."
     from itertools import permutations
-    def active(turns): return [{label for a, b, label in turns if a <= t < b} for t in range(seconds)]
+    def active(turns):
+        return [{label for a, b, label in turns if a <= t < b} for t in range(seconds)]
     one, two = active(truth), active(found)
     names, others = sorted({t[2] for t in truth}), sorted({t[2] for t in found})
     others += [None] * len(names)
     def errors(match):
-        return sum(max(len(a), len(b)) - len({match.get(x) for x in a} & b) for a, b in zip(one, two))
+        return sum(max(len(a), len(b)) - len({match.get(x) for x in a} & b)
+                   for a, b in zip(one, two))
     best = min(errors(dict(zip(names, p))) for p in permutations(others, len(names)))
     return best, sum(map(len, one))
 
-spans = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4), st.sampled_from("ab")), min_size=1, max_size=5)
+spans = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 4), st.sampled_from("ab")), min_size=1,
+                 max_size=5)
 @settings(max_examples=40, deadline=None)
 @given(spans, spans)
 def test_the_rate_is_that_of_the_best_matching_of_all(truth, found):
@@ -51,4 +55,5 @@ def test_the_rate_is_that_of_the_best_matching_of_all(truth, found):
         return out
     truth, found = apart(truth), apart(found)
     wrong, spoken = by_brute_force(truth, found, 40)
-    assert diarization_errors(toy_turns(*truth), toy_turns(*found), 40)["der"] == pytest.approx(wrong / spoken)
+    assert diarization_errors(toy_turns(*truth), toy_turns(*found), 40)["der"] == pytest.approx(
+        wrong / spoken)

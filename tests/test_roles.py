@@ -29,9 +29,11 @@ def test_rows_keep_their_order_and_nothing_is_lost():
 def test_what_is_said_overrules_a_label():
     lines = [("Dale", t) for t in (
         "Sir, step out of the vehicle for me.", "Turn around and put your hands behind your back.",
-        "Do you have your license and registration?", "You're under arrest. You have the right to remain silent.",
+        "Do you have your license and registration?",
+        "You're under arrest. You have the right to remain silent.",
         "Dispatch, I have one in custody.", "Stop resisting. Get on the ground!")]
-    other = [("Kim", t) for t in ("What did I do?", "I didn't do anything.", "Why are you arresting me?", "That hurts!",
+    other = [("Kim", t) for t in ("What did I do?", "I didn't do anything.",
+                                  "Why are you arresting me?", "That hurts!",
                                   "I want to call my mom.", "Please, I have kids.")]
     rows = [("s", i, *r) for i, r in enumerate(x for pair in zip(lines, other) for x in pair)]
     df = pl.DataFrame(rows, schema=["scenario_id", "turn", "speaker_label", "text"], orient="row")
@@ -42,10 +44,11 @@ def test_what_is_said_overrules_a_label():
 # %% ../nbs/05b_roles.ipynb #kind_test
 @pytest.mark.parametrize("label, role", [
     ("[Police Officer]", "officer"), ("Officer #2", "officer"), ("[Sheriff's Deputy]", "officer"),
-    ("[911 Operator]", "dispatcher"), ("[Police Dispatcher]", "dispatcher"), ("[Narrator]", "narrator"),
-    ("[News Reporter]", "narrator"), ("[Paramedic]", "other"), ("[Security Guard]", "other"),
-    ("[Property owner]", "civilian"), ("[Hostage]", "civilian"), ("[Copy Shop Clerk]", "civilian"),
-    ("Dale", "civilian"), ("", "civilian"), ("[Suspect]", "civilian"), ("K9 Handler", "officer"),
+    ("[911 Operator]", "dispatcher"), ("[Police Dispatcher]", "dispatcher"),
+    ("[Narrator]", "narrator"), ("[News Reporter]", "narrator"), ("[Paramedic]", "other"),
+    ("[Security Guard]", "other"), ("[Property owner]", "civilian"), ("[Hostage]", "civilian"),
+    ("[Copy Shop Clerk]", "civilian"), ("Dale", "civilian"), ("", "civilian"),
+    ("[Suspect]", "civilian"), ("K9 Handler", "officer"),
 ])
 def test_roles_by_label(label, role):
     assert assign_roles(pl.DataFrame({"speaker_label": [label]}), "label")["role"][0] == role

@@ -19,13 +19,16 @@ def toy_segments(*rows):
     "Segments from (start, end, label, text)."
     return pl.DataFrame([("", *r) for r in rows], schema=SEGMENT, orient="row")
 
-calm = toy_segments((0.5, 3.9, "Officer Hale", "Step back, please. Thank you."), (4.2, 5.0, "Civilian", "Why, sir?"),
+calm = toy_segments((0.5, 3.9, "Officer Hale", "Step back, please. Thank you."),
+                    (4.2, 5.0, "Civilian", "Why, sir?"),
                     (5.5, 9.0, "Officer Hale", "Because there is glass on the road."))
 
 # %% ../nbs/04a_segments.ipynb #readers_test
 def test_rttm_and_ctm_say_which_lines_cannot_be_used():
-    segments, rejects = read_rttm(RTTM + ";; comment\nSPEAKER x\nSPEAKER youtube_1 1 nan 1 a b c d e\nOTHER 1\n")
-    assert segments["end_s"].to_list() == [1.7, 3.0] and segments["speaker_label"][1] == "SPEAKER_01"
+    segments, rejects = read_rttm(
+        RTTM + ";; comment\nSPEAKER x\nSPEAKER youtube_1 1 nan 1 a b c d e\nOTHER 1\n")
+    assert segments["end_s"].to_list() == [1.7, 3.0]
+    assert segments["speaker_label"][1] == "SPEAKER_01"
     assert rejects["line"].to_list() == [4, 5] and set(rejects["reason"]) == {"unreadable_time"}
     words, rejects = read_ctm("r A 1 0.2 hey\nr B 1.3 -0.1 no\nr B 1.3 0.2 no\n;; end\nr A 2\n")
     assert words["speaker_label"].to_list() == ["A", "B"] and rejects["line"].to_list() == [2, 5]
@@ -35,7 +38,8 @@ def test_rttm_and_ctm_say_which_lines_cannot_be_used():
     st.sampled_from(["SPEAKER", ";;", ""]), st.text("abc ", max_size=3),
     st.floats(-1, 9) | st.text("1e-n.", max_size=4), st.floats(-1, 9))))
 def test_no_line_of_an_rttm_is_lost(lines):
-    text = "\n".join(f"{kind} r 1 {start} {duration} <NA> <NA> s{name}" for kind, name, start, duration in lines)
+    text = "\n".join(f"{kind} r 1 {start} {duration} <NA> <NA> s{name}"
+                     for kind, name, start, duration in lines)
     segments, rejects = read_rttm(text)
     assert len(segments) + len(rejects) == sum(kind == "SPEAKER" for kind, *_ in lines)
     assert segments["start_s"].is_sorted() and (segments["start_s"] <= segments["end_s"]).all()
@@ -58,24 +62,29 @@ def test_any_json_is_read_or_refused_with_our_error(value):
     except InputError: return
     assert segments.schema == SEGMENT and len(segments) + len(rejects) == len(_segment_list(value))
 
-@pytest.mark.parametrize("text", ["", "{", '{"segments": 1}', "[" * 100_000, "null", '{"output": {"output": {}}}'])
+@pytest.mark.parametrize("text", ["", "{", '{"segments": 1}', "[" * 100_000, "null",
+                                  '{"output": {"output": {}}}'])
 def test_json_without_segments_is_refused(text):
     with pytest.raises(InputError): read_json(text)
 
 def test_the_recordings_of_others_are_left_out():
     both = RTTM + RTTM.replace("youtube_1", "youtube_2")
     assert len(read_segments(both.encode(), ".rttm", "youtube_2")[0]) == 2
-    with pytest.raises(InputError, match="2 recordings"): read_segments(both.encode(), ".rttm", "youtube_3")
+    with pytest.raises(InputError, match="2 recordings"):
+        read_segments(both.encode(), ".rttm", "youtube_3")
     assert len(read_segments(RTTM.encode("utf-16"), ".RTTM", "another_name")[0]) == 2
 
-@pytest.mark.parametrize("start, end", [("1e299", "1e300"), ("0", "1" + "0" * 400), ("0", "1e6"), ("NaN", "1")])
+@pytest.mark.parametrize("start, end", [("1e299", "1e300"), ("0", "1" + "0" * 400), ("0", "1e6"),
+                                        ("NaN", "1")])
 def test_a_time_that_no_clock_shows_is_a_reject_and_the_rest_can_be_written(start, end):
-    segments, rejects = read_json(f'[{{"start": {start}, "end": {end}}}, {{"start": 1, "end": 2, "text": "Stop."}}]')
+    segments, rejects = read_json(
+        f'[{{"start": {start}, "end": {end}}}, {{"start": 1, "end": 2, "text": "Stop."}}]')
     assert rejects.select("line", "reason").rows() == [(1, "unreadable_time")]
     assert released_csv(segments).splitlines()[1] == "00:01,Unknown speaker,Stop."
 
 def test_half_a_character_in_json_is_a_question_mark():
-    segments, _ = read_json(r'[{"start": 1, "end": 2, "speaker": "A\ud800", "text": "Stop\udfff \u00e9"}]')
+    segments, _ = read_json(
+        r'[{"start": 1, "end": 2, "speaker": "A\ud800", "text": "Stop\udfff \u00e9"}]')
     assert segments.select("speaker_label", "text").rows() == [("A?", "Stop? é")]
     assert released_csv(segments).encode()
 
@@ -84,12 +93,13 @@ def test_half_a_character_in_json_is_a_question_mark():
 @given(st.lists(st.tuples(st.floats(0, 40_000), st.text(max_size=6), st.text(max_size=20))))
 def test_what_is_written_is_read_again_row_for_row(rows):
     "By the reader of released files (05a), which shares nothing with the writer."
-    segments = toy_segments(*((s, s, label, text) for s, label, text in sorted(rows, key=lambda r: r[0])))
+    segments = toy_segments(*(
+        (s, s, label, text) for s, label, text in sorted(rows, key=lambda r: r[0])))
     got, rejects, n, encoding = parse_file(released_csv(segments).encode("utf-8", "replace"))
     assert len(got) == n == len(rows) and (encoding == "utf-8" or not n)
     def tidy(t): return " ".join(t.encode("utf-8", "replace").decode().replace("\0", "").split())
-    assert [(tidy(r[2]), tidy(r[3])) for r in got] == [(tidy(label), tidy(text)) for _, label, text in sorted(
-        rows, key=lambda r: r[0])]
+    assert [(tidy(r[2]), tidy(r[3])) for r in got] == [
+        (tidy(label), tidy(text)) for _, label, text in sorted(rows, key=lambda r: r[0])]
 
 def test_times_are_written_as_released():
     times = toy_segments(*((s, s, "a", "b") for s in (0, 59.9, 60, 3599, 3600, 36_061)))
@@ -105,7 +115,8 @@ def test_times_are_written_as_released():
     ("unknown_speaker", toy_segments((5, 6, UNKNOWN_SPEAKER, "x y"), (7, 8, "B", "y")), 10),
     ("loop", toy_segments(*((k, k + 1, "A", "No.") for k in range(60))), 60),
     ("loop", toy_segments((1, 200, "A", "I said get out. " * 200)), 200),
-    ("too_fast", toy_segments((1, 2, "A", " ".join(f"word{k}" for k in range(40))), (2, 3, "B", "y")), 10),
+    ("too_fast", toy_segments((1, 2, "A", " ".join(f"word{k}" for k in range(40))),
+                              (2, 3, "B", "y")), 10),
     ("low_coverage", toy_segments((1, 2, "A", "x"), (7, 8, "B", "y")), 100)])
 def test_each_fault_is_named(fault, segments, audio_s):
     assert answer_faults(segments, audio_s)[0] == fault

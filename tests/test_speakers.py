@@ -14,12 +14,14 @@ from deescal.engine.files import project_root
 def run_graph(model, x):
     "What an ONNX model answers to one input."
     import onnxruntime
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(),
+                                           providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
 
 # %% ../nbs/04b_speakers.ipynb #graphs_test
 def test_the_segmenter_sees_what_is_louder_than_its_floor_and_nothing_else():
-    loud = run_graph(energy_segmenter(-20), np.stack([np.full((1, WINDOW), a, np.float32) for a in (0.0, 0.09, 0.11)]))
+    loud = run_graph(energy_segmenter(-20),
+                     np.stack([np.full((1, WINDOW), a, np.float32) for a in (0.0, 0.09, 0.11)]))
     assert loud.shape == (3, (WINDOW - FIELD) // HOP + 1, 2) and (loud.sum(-1) == 1).all()
     assert loud[0, :, 1].max() == 0 and loud[1, :, 1].max() == 0 and loud[2, 10:-10, 1].min() == 1
 
@@ -29,7 +31,8 @@ def test_the_embedding_is_the_cosine_transform_of_the_mean_spectrum():
     expected = dct(x.mean(1), norm="ortho")[:, 1:COEFFICIENTS + 1] * np.arange(1, COEFFICIENTS + 1)
     np.testing.assert_allclose(run_graph(mean_embedder(), x), expected, atol=1e-4)
     louder = run_graph(mean_embedder(), x + 3)
-    np.testing.assert_allclose(louder, expected, atol=1e-3)  # how loud somebody speaks does not matter
+    # how loud somebody speaks does not matter
+    np.testing.assert_allclose(louder, expected, atol=1e-3)
 
 # %% ../nbs/04b_speakers.ipynb #find_test
 def test_a_model_is_built_or_found_by_path_and_hash(tmp_path):
@@ -37,10 +40,13 @@ def test_a_model_is_built_or_found_by_path_and_hash(tmp_path):
     check_graph("embedding", built)
     again = find_graph("embedding", "", work=tmp_path/"again")
     assert file_sha256(built) == file_sha256(again)
-    assert find_graph("embedding", "new/embedding.onnx", sha256=file_sha256(built).upper(), root=tmp_path) == built
-    with pytest.raises(InputError, match="another file"): find_graph("embedding", str(built), sha256="0" * 64)
+    assert find_graph("embedding", "new/embedding.onnx", sha256=file_sha256(built).upper(),
+                      root=tmp_path) == built
+    with pytest.raises(InputError, match="another file"):
+        find_graph("embedding", str(built), sha256="0" * 64)
 
-@pytest.mark.parametrize("name, revision", [("nowhere.onnx", ""), ("owner/repository/file.onnx", "")])
+@pytest.mark.parametrize("name, revision",
+                         [("nowhere.onnx", ""), ("owner/repository/file.onnx", "")])
 def test_a_model_that_is_not_there_is_named_with_a_remedy(name, revision, tmp_path):
     with pytest.raises(InputError, match="diarize.segmentation"):
         find_graph("segmentation", name, revision, root=tmp_path)
@@ -48,7 +54,8 @@ def test_a_model_that_is_not_there_is_named_with_a_remedy(name, revision, tmp_pa
 def test_a_hub_that_cannot_be_reached_is_an_error_of_ours(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="cannot be fetched"):
-        find_graph("segmentation", "deescal-nobody/nothing/model.onnx", "0" * 40, "0" * 64, root=tmp_path)
+        find_graph("segmentation", "deescal-nobody/nothing/model.onnx", "0" * 40, "0" * 64,
+                   root=tmp_path)
 
 @pytest.mark.parametrize("spoil", ["prose", "empty", "other kind", "no metadata"])
 def test_a_model_that_would_end_the_process_is_refused_before(spoil, tmp_path):
@@ -59,7 +66,8 @@ def test_a_model_that_would_end_the_process_is_refused_before(spoil, tmp_path):
     with pytest.raises(InputError, match="diarize.segmentation"): check_graph("segmentation", path)
 
 # %% ../nbs/04b_speakers.ipynb #speakers_test
-def diarizer_at(folder, **kw): return load_diarizer(*(find_graph(kind, "", work=folder) for kind in BUILT), **kw)
+def diarizer_at(folder, **kw):
+    return load_diarizer(*(find_graph(kind, "", work=folder) for kind in BUILT), **kw)
 
 def test_two_voices_of_a_clip_are_told_apart_and_put_in_order(tmp_path):
     sound = decode_audio(project_root()/"data/clips/youtube_9101.ogg")
@@ -74,16 +82,19 @@ def test_two_voices_of_a_clip_are_told_apart_and_put_in_order(tmp_path):
     (0, 0), (0.001, 0.1), (3, 0), (0.4, 0.1), (2.5, 1e-9), (2.5, 0.1), (2.75, 0.1)])
 def test_silence_and_scraps_of_sound_do_not_end_the_process(tmp_path, seconds, level):
     rng = np.random.default_rng(0)
-    sound = rng.normal(0, level or 1e-30, int(seconds * SAMPLE_RATE)).astype(np.float32) if level else np.zeros(
-        int(seconds * SAMPLE_RATE), np.float32)
+    sound = (
+        rng.normal(0, level or 1e-30, int(seconds * SAMPLE_RATE)).astype(np.float32) if level
+        else np.zeros(int(seconds * SAMPLE_RATE), np.float32))
     turns = speaker_turns(evenly_loud(sound), diarizer_at(tmp_path))
     assert turns.schema == SPEAKER_TURN and (turns["end_s"] <= seconds).all()
 
 times = st.floats(0, 100)
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(times, times), min_size=1, max_size=12), st.lists(st.tuples(times, times), max_size=12))
+@given(st.lists(st.tuples(times, times), min_size=1, max_size=12),
+       st.lists(st.tuples(times, times), max_size=12))
 def test_every_word_has_a_mouth_and_no_other_turn_overlaps_it_more(turns, words):
-    turns = pl.DataFrame([(*sorted(t), f"S{i}") for i, t in enumerate(turns)], schema=SPEAKER_TURN, orient="row")
+    turns = pl.DataFrame([(*sorted(t), f"S{i}") for i, t in enumerate(turns)], schema=SPEAKER_TURN,
+                         orient="row")
     words = pl.DataFrame([(*sorted(w), "word") for w in words], orient="row", schema={
         "start_s": pl.Float64, "end_s": pl.Float64, "text": pl.String})
     spoken = put_into_mouths(words, turns)
