@@ -22,32 +22,37 @@ def train_tokenizer(
     texts,        # what to learn from
     vocabulary,   # tokens to know, special ones and the 256 bytes included
 ):
-    "A byte-level BPE tokenizer with a ChatML template, trained on `texts`. The same texts give the same tokenizer."
+    """A byte-level BPE tokenizer with a ChatML template, trained on `texts`. The same texts
+    give the same tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(
-        [*texts, *["system\n", "user\n", "assistant\n"] * len(texts)],  # the template writes these in every turn
+        # the template writes these in every turn
+        [*texts, *["system\n", "user\n", "assistant\n"] * len(texts)],
         trainers.BpeTrainer(
             vocab_size=vocabulary,
             special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False))
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>", chat_template=TEMPLATE,
-        additional_special_tokens=["<|im_start|>"],
+        tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>",
+        chat_template=TEMPLATE, additional_special_tokens=["<|im_start|>"],
         clean_up_tokenization_spaces=False)
 
 # %% ../nbs/08b_chat.ipynb #format
 class ChatFormat:
-    "What a tokenizer writes before and after a message of each role, and the token that ends the civilian's turn."
+    """What a tokenizer writes before and after a message of each role, and the token that ends
+    the civilian's turn."""
     def __init__(self, tokenizer):
         self.tokenizer, eos = tokenizer, tokenizer.eos_token or ""
         if not tokenizer.chat_template: self._refuse("its tokenizer has none")
         marks = [f"\ue000{i}\ue001" for i in range(4)]
-        chat = [{"role": r, "content": m} for r, m in zip(("user", "assistant", "user", "assistant"), marks)]
+        chat = [
+            {"role": r, "content": m}
+            for r, m in zip(("user", "assistant", "user", "assistant"), marks)]
         try: text = self.render([{"role": "system", "content": "\ue002"}, *chat])
         except Exception as e:  # templates refuse by raising whatever they like
             if "system" not in str(e).lower(): raise
@@ -69,30 +74,38 @@ class ChatFormat:
         self.special = set(tokenizer.all_special_ids) | {
             i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
         self.stop = self.ids(end, special=True)[0]
-        if self.stop not in self.special: self._refuse("the civilian's turn does not end with a special token")
+        if self.stop not in self.special:
+            self._refuse("the civilian's turn does not end with a special token")
         self._check()
 
     def render(self, messages, **kw):
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, date_string=TEMPLATE_DATE, **kw)
+        return self.tokenizer.apply_chat_template(
+            messages, tokenize=False, date_string=TEMPLATE_DATE, **kw)
 
     def _refuse(self, why):
         raise DeescalError(
-            f"this chat template cannot be used: {why}", where=self.tokenizer.name_or_path or "tokenizer",
-            remedy="choose a model whose template writes one message after the other (an -Instruct model, mostly)")
+            f"this chat template cannot be used: {why}",
+            where=self.tokenizer.name_or_path or "tokenizer",
+            remedy="choose a model whose template writes one message after the other "
+                   "(an -Instruct model, mostly)")
 
 # %% ../nbs/08b_chat.ipynb #format_pieces
 @patch
 def ids(self: ChatFormat, text, special=False):
     "Tokens of `text`; what looks like a special token is plain text unless `special`."
-    return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+    return self.tokenizer(
+        text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
 
 # %% ../nbs/08b_chat.ipynb #format_opening
 @patch
 def opening(self: ChatFormat, system_prompt):
-    "Tokens that stand before the first message: the system prompt, or a first message that says the same."
+    """Tokens that stand before the first message: the system prompt, or a first message that
+    says the same."""
     if "\ue002" in self.begin:
         before, after = self.begin.split("\ue002")
-        return self.ids(before, special=True) + self.ids(system_prompt) + self.ids(after, special=True)
+        return (
+            self.ids(before, special=True) + self.ids(system_prompt)
+            + self.ids(after, special=True))
     return self.ids(self.begin, special=True) + sum(self.message("user", system_prompt), [])
 
 # %% ../nbs/08b_chat.ipynb #format_message
@@ -106,22 +119,26 @@ def message(self: ChatFormat, role, text):
 @patch
 def _check(self: ChatFormat):
     "Refuse a template whose pieces, encoded one by one, are not what the whole is."
-    chat = [("user", "Step back, sir!"), ("assistant", "why? I'm..."), ("user", "2 steps."), ("assistant", "OK")]
+    chat = [
+        ("user", "Step back, sir!"), ("assistant", "why? I'm..."), ("user", "2 steps."),
+        ("assistant", "OK")]
     system = [{"role": "system", "content": "You are Dale."}] if "\ue002" in self.begin else [
         {"role": "user", "content": "You are Dale."}]
-    pieces = self.opening("You are Dale.") + [i for r, t in chat for part in self.message(r, t) for i in part]
+    pieces = self.opening("You are Dale.") + [
+        i for r, t in chat for part in self.message(r, t) for i in part]
     if "\ue002" in self.begin:
         whole = self.render([*system, *({"role": r, "content": t} for r, t in chat)])
     else: whole = self.begin + "".join(a + t + b for t, (a, b) in [
         ("You are Dale.", self.around["user"]), *((t, self.around[r]) for r, t in chat)])
     eos = self.tokenizer.eos_token or ""
-    if pieces not in (self.ids(whole, special=True), self.ids(whole.removesuffix(eos), special=True)):
+    if pieces not in (
+            self.ids(whole, special=True), self.ids(whole.removesuffix(eos), special=True)):
         self._refuse("its pieces are not tokens of the whole")
 
 # %% ../nbs/08b_chat.ipynb #prompt
 SYSTEM_PROMPT = (
-    "You are a civilian in an encounter with the police. Officers speak to you. Answer as this person would, "
-    "in spoken words, one turn at a time.")
+    "You are a civilian in an encounter with the police. Officers speak to you. "
+    "Answer as this person would, in spoken words, one turn at a time.")
 
 # %% ../nbs/08b_chat.ipynb #segments
 def segments(
@@ -129,21 +146,26 @@ def segments(
     messages,   # (message, role, text) of one scenario, in order
     budget,     # tokens that fit into a window
 ):
-    """Messages as segments: dictionaries with message, role, ids, target (one boolean a token), piece, cut.
+    """Messages as segments: dictionaries with message, role, ids, target (one boolean a token),
+    piece, cut.
 
-    None is longer than `budget`: a longer civilian message becomes several pieces of half of it, numbered from 1 (0:
-    whole); of a longer user message the end is kept and `cut` is true. A user message keeps to half the budget too."""
+    None is longer than `budget`: a longer civilian message becomes several pieces of half of
+    it, numbered from 1 (0: whole). A user message keeps to half the budget: of a longer one
+    the end is kept, and `cut` is true."""
     out, half = [], budget // 2
     for number, role, text in messages:
         before, content, after = format.message(role, text)
         cut = role == "user" and len(before) + len(content) + len(after) > half
         if cut: content = content[len(content) - half + len(before) + len(after):]
         ids = before + content + after
-        target = [False] * len(before) + [role == "assistant"] * (len(content) + 1) + [False] * (len(after) - 1)
+        target = (
+            [False] * len(before) + [role == "assistant"] * (len(content) + 1)
+            + [False] * (len(after) - 1))
         size = half if len(ids) > budget else len(ids)
         for k, i in enumerate(range(0, len(ids), size)):
-            out.append({"message": number, "role": role, "ids": ids[i:i + size], "target": target[i:i + size],
-                        "piece": k + 1 if len(ids) > size else 0, "cut": cut})
+            out.append({
+                "message": number, "role": role, "ids": ids[i:i + size],
+                "target": target[i:i + size], "piece": k + 1 if len(ids) > size else 0, "cut": cut})
     return out
 
 # %% ../nbs/08b_chat.ipynb #edges
@@ -151,7 +173,8 @@ def left_edges(
     lengths,   # tokens of each segment, none above `budget`
     budget,    # tokens that fit
 ):
-    "For each segment the first one that is shown with it: sum(lengths[edge:i + 1]) <= budget, for each i."
+    """For each segment the first one that is shown with it: sum(lengths[edge:i + 1]) <= budget,
+    for each i."""
     edges, left, filled = [], 0, 0
     for i, n in enumerate(lengths):
         filled += n

@@ -13,18 +13,22 @@ from .engine.files import digest
 
 # %% ../nbs/08_examples.ipynb #strata
 def strata(scenarios):
-    "Stratum of each scenario: its platform and the third of the corpus that its number of words falls in."
+    """Stratum of each scenario: its platform and the third of the corpus that its number of
+    words falls in."""
     third = (pl.col("words").rank("ordinal") * 3 - 1) // pl.len()
     return scenarios.sort("words", "scenario_id").select(
         "scenario_id", stratum=pl.format("{} {}", "platform", third.cast(pl.Int64)))
 
 # %% ../nbs/08_examples.ipynb #draw
 def _draw(groups, share, total):
-    "Names of the groups that fill `share` of `total` scenarios, stratum after stratum. `groups`: name, size, in order."
+    """Names of the groups that fill `share` of `total` scenarios, stratum after stratum.
+
+    `groups` has stratum, group and size, in order."""
     taken, seen, out = 0, 0, []
     for _, stratum in groups.group_by("stratum", maintain_order=True):
         seen += stratum["size"].sum()
-        for name, size in stratum.select("group", "size").rows():  # a loop: what is taken decides what is next
+        # a loop: what is taken decides what is next
+        for name, size in stratum.select("group", "size").rows():
             if taken >= round(share * total * seen / max(groups["size"].sum(), 1)): break
             taken += size
             out.append(name)
@@ -41,24 +45,33 @@ def split_scenarios(
 ):
     """The split of each scenario (table `split`): train, validation or test.
 
-    Whole groups are on one side (but for a released test set, which stays as it is); shares are met to within one
-    group."""
-    if not 0 <= test_fraction + validation_fraction < 1 or min(test_fraction, validation_fraction) < 0:
+    Whole groups are on one side (but for a released test set, which stays as it is); shares
+    are met to within one group."""
+    if (not 0 <= test_fraction + validation_fraction < 1
+            or min(test_fraction, validation_fraction) < 0):
         raise DeescalError(
             f"shares of {test_fraction} and {validation_fraction} leave nothing to train on",
-            where="examples.test_fraction, examples.validation_fraction", remedy="choose shares whose sum is below 1")
-    s = scenarios.join(groups, on="scenario_id").join(strata(scenarios), on="scenario_id").sort("scenario_id")
+            where="examples.test_fraction, examples.validation_fraction",
+            remedy="choose shares whose sum is below 1")
+    s = (
+        scenarios.join(groups, on="scenario_id")
+        .join(strata(scenarios), on="scenario_id").sort("scenario_id"))
     n, fixed = len(s), [] if test is None else list(test)
     free = s.filter(~pl.col("scenario_id").is_in(fixed)).group_by("group").agg(
         pl.len().alias("size"), pl.col("stratum").first(),
-        rank=pl.col("group").first().map_elements(lambda g: digest(seed, "split", g), return_dtype=pl.String),
+        rank=pl.col("group").first().map_elements(
+            lambda g: digest(seed, "split", g), return_dtype=pl.String),
     ).sort("stratum", "rank")
     drawn = _draw(free, test_fraction, n) if test is None else []
     free = free.filter(~pl.col("group").is_in(drawn))
     held = _draw(free, validation_fraction, n)
     side = (
-        pl.when(pl.col("scenario_id").is_in(fixed) | (pl.col("group").is_in(drawn) & (test is None)))
-        .then(pl.lit("test")).when(pl.col("group").is_in(held)).then(pl.lit("validation")).otherwise(pl.lit("train")))
+        pl.when(
+            pl.col("scenario_id").is_in(fixed)
+            | (pl.col("group").is_in(drawn) & (test is None)))
+        .then(pl.lit("test"))
+        .when(pl.col("group").is_in(held)).then(pl.lit("validation"))
+        .otherwise(pl.lit("train")))
     return s.select("scenario_id", "group", split=side)
 
 # %% ../nbs/08_examples.ipynb #to_messages
@@ -68,49 +81,59 @@ def to_messages(
     turns,       # scenario_id, turn, speaker_label, role, text
     other="drop" # what becomes of the role 'other': drop or context
 ):
-    """Chat messages (table `messages`) of each scenario: user (officer, dispatcher), assistant (civilian).
+    """Chat messages (table `messages`) of each scenario: user (officer, dispatcher, and others
+    as context), assistant (civilian).
 
     Adjacent turns of one speaker are merged."""
     if other not in OTHER_MODES:
         raise DeescalError(
-            f"other={other!r}", where="examples.other", remedy=f"choose one of {', '.join(OTHER_MODES)}"
-        )
+            f"other={other!r}", where="examples.other",
+            remedy=f"choose one of {', '.join(OTHER_MODES)}")
     out = ["narrator"] + (["other"] if other == "drop" else [])
     heard = (
         turns.filter(~pl.col("role").is_in(out) & (pl.col("text").str.strip_chars() != ""))
         .sort("scenario_id", "turn")
     )
-    same = pl.all_horizontal(pl.col(c) == pl.col(c).shift() for c in ("scenario_id", "speaker_label", "role"))
+    same = pl.all_horizontal(
+        pl.col(c) == pl.col(c).shift() for c in ("scenario_id", "speaker_label", "role"))
     said = (
         pl.when(pl.col("role") == "other")
         .then(pl.format("{}: {}", pl.col("speaker_label"), pl.col("text")))
         .otherwise(pl.col("text").str.strip_chars())
     )
     merged = (
-        heard.with_columns(said.alias("text"), (~same.fill_null(False)).cum_sum().alias("utterance"))
+        heard.with_columns(
+            said.alias("text"), (~same.fill_null(False)).cum_sum().alias("utterance"))
         .group_by("utterance", maintain_order=True)
         .agg(
-            pl.col("scenario_id", "speaker_label").first(), pl.col("role").first().alias("source_role"),
+            pl.col("scenario_id", "speaker_label").first(),
+            pl.col("role").first().alias("source_role"),
             pl.col("text").str.join(" "), pl.col("turn").first().alias("first_turn"),
             pl.col("turn").last().alias("last_turn"), pl.len().cast(pl.Int64).alias("turns"),
         )
     )
-    role = pl.when(pl.col("source_role") == "civilian").then(pl.lit("assistant")).otherwise(pl.lit("user"))
+    role = (
+        pl.when(pl.col("source_role") == "civilian")
+        .then(pl.lit("assistant")).otherwise(pl.lit("user")))
     return merged.select(
-        "scenario_id", pl.int_range(pl.len()).over("scenario_id").alias("message"), role.alias("role"),
+        "scenario_id", pl.int_range(pl.len()).over("scenario_id").alias("message"),
+        role.alias("role"),
         "source_role", "speaker_label", "text", "first_turn", "last_turn", "turns",
     )
 
 # %% ../nbs/08_examples.ipynb #find_points
 def find_points(messages, split):
-    "Scored points (table `points`): where an officer's or dispatcher's message is followed by a civilian's."
+    """Scored points (table `points`): where an officer's or dispatcher's message is followed by
+    a civilian's."""
     before = pl.col("source_role").shift().over("scenario_id")
     m = messages.sort("scenario_id", "message").with_columns(
         pl.col("text").shift().over("scenario_id").alias("prompt"),
         before.alias("asked_by"),
     )
     p = (
-        m.filter((pl.col("role") == "assistant") & pl.col("asked_by").is_in(["officer", "dispatcher"]))
+        m.filter(
+            (pl.col("role") == "assistant")
+            & pl.col("asked_by").is_in(["officer", "dispatcher"]))
         .join(split.select("scenario_id", "split"), on="scenario_id", maintain_order="left")
     )
     return p.select(
@@ -124,8 +147,10 @@ def find_points(messages, split):
 
 # %% ../nbs/08_examples.ipynb #history
 def history(messages, scenario_id, message):
-    "The messages before `message` of a scenario, in order: what a system may see when it is asked for that reply."
-    return messages.filter((pl.col("scenario_id") == scenario_id) & (pl.col("message") < message)).sort("message")
+    """The messages before `message` of a scenario, in order: what a system may see when it is
+    asked for that reply."""
+    return messages.filter(
+        (pl.col("scenario_id") == scenario_id) & (pl.col("message") < message)).sort("message")
 
 # %% ../nbs/08_examples.ipynb #require
 def require_points(points, split, messages):
@@ -137,13 +162,14 @@ def require_points(points, split, messages):
         "no point to learn from or none to test on",
         where=f"{sides['user']} messages of officers, {sides['assistant']} of civilians; "
               f"scenarios: {scenarios.get('train', 0)} train, {scenarios.get('test', 0)} test",
-        remedy="give more scenarios with both sides, or change examples.test_fraction; 07b_clean says which were "
-               "excluded and why, and run.corpus=raw takes them as they are")
+        remedy="give more scenarios with both sides, or change examples.test_fraction; 07b_clean "
+               "says which were excluded and why, and run.corpus=raw takes them as they are")
 
 # %% ../nbs/08_examples.ipynb #released_test
 def released_test(scenarios):
     "Identifiers of the released test split; `InputError` where the folder has none."
     ids = scenarios.filter(pl.col("released_split") == "test")["scenario_id"].to_list()
     if ids: return ids
-    raise InputError("no scenario lies in a folder test/", where="examples.split: released",
-                     remedy="give the folder with train/ and test/, or set examples.split to seeded")
+    raise InputError(
+        "no scenario lies in a folder test/", where="examples.split: released",
+        remedy="give the folder with train/ and test/, or set examples.split to seeded")

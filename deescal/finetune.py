@@ -21,21 +21,25 @@ from .text import PUBLISHED_LENGTH
 
 # %% ../nbs/09_finetune.ipynb #windows
 def scenario_windows(format, messages, length, system_prompt=SYSTEM_PROMPT):
-    """The windows of one scenario that hold a target: dictionaries with input_ids, labels, first, last (message
-    numbers), targets, pieces and cuts, the last two sets of message numbers among the targets and the context."""
+    """The windows of one scenario that hold a target: dictionaries with input_ids, labels,
+    first, last (message numbers), targets, pieces and cuts, the last two sets of message
+    numbers among the targets and the context."""
     opening = format.opening(system_prompt)
     heads = {role: format.message(role, "")[0] for role in ("user", "assistant")}
     budget = length - len(opening) - max(map(len, heads.values()))
     if budget < 32:
-        raise DeescalError(f"a window of {length} tokens", where="finetune.length",
-                           remedy=f"the system prompt alone has {len(opening)}: choose at least {length - budget + 32}")
+        raise DeescalError(
+            f"a window of {length} tokens", where="finetune.length",
+            remedy=f"the system prompt alone has {len(opening)}: "
+                   f"choose at least {length - budget + 32}")
     parts = segments(format, messages, budget)
     edges, out, done = left_edges([len(p["ids"]) for p in parts], budget), [], 0
     while done < len(parts):
         edge, end = edges[done], done
         while end < len(parts) and edges[end] == edge: end += 1
         new, done = (done, end), end
-        while end > new[0] and not any(parts[end - 1]["target"]): end -= 1  # nothing is learned from what comes last
+        # nothing is learned from what comes last
+        while end > new[0] and not any(parts[end - 1]["target"]): end -= 1
         if end == new[0]: continue
         shown = parts[edge:end]
         ids = opening + (heads[shown[0]["role"]] if shown[0]["piece"] > 1 else [])
@@ -43,9 +47,12 @@ def scenario_windows(format, messages, length, system_prompt=SYSTEM_PROMPT):
         for k, p in enumerate(shown, edge):
             ids, labels = ids + p["ids"], labels + [
                 i if t and k >= new[0] else -100 for i, t in zip(p["ids"], p["target"])]
-        out.append({"input_ids": ids, "labels": labels, "first": shown[0]["message"], "last": shown[-1]["message"],
-                    "targets": sum(x != -100 for x in labels), "cuts": {p["message"] for p in shown if p["cut"]},
-                    "pieces": {p["message"] for p in parts[new[0]:end] if p["piece"]}})
+        out.append({
+            "input_ids": ids, "labels": labels,
+            "first": shown[0]["message"], "last": shown[-1]["message"],
+            "targets": sum(x != -100 for x in labels),
+            "cuts": {p["message"] for p in shown if p["cut"]},
+            "pieces": {p["message"] for p in parts[new[0]:end] if p["piece"]}})
     return out
 
 # %% ../nbs/09_finetune.ipynb #all_windows
@@ -57,13 +64,15 @@ def make_windows(messages, split, format, length, model):
     told = messages.join(split.select("scenario_id", "split"), on="scenario_id").filter(
         pl.col("split").is_in(list(documents)))
     for (sid, side), m in sorted(
-            told.sort("scenario_id", "message").group_by("scenario_id", "split"), key=lambda x: x[0]):
+            told.sort("scenario_id", "message").group_by("scenario_id", "split"),
+            key=lambda x: x[0]):
         for w in scenario_windows(format, m.select("message", "role", "text").rows(), length):
             documents[side].append({
-                "input_ids": w["input_ids"], "labels": w["labels"], "name": f"{sid}, window {len(rows)}"})
+                "input_ids": w["input_ids"], "labels": w["labels"],
+                "name": f"{sid}, window {len(rows)}"})
             rows.append((
-                model, len(rows), sid, side, w["first"], w["last"], len(w["input_ids"]), w["targets"],
-                len(w["pieces"])))
+                model, len(rows), sid, side, w["first"], w["last"], len(w["input_ids"]),
+                w["targets"], len(w["pieces"])))
     return documents, pl.DataFrame(rows, orient="row", schema=TABLES["windows"].schema)
 
 # %% ../nbs/09_finetune.ipynb #coverage
@@ -72,17 +81,21 @@ def supervised_tokens(packs, pad_token_id, batch=4):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
     collate = DataCollatorForLanguageModeling(pad_token_id=pad_token_id, padding_free=True)
     packs = packs.select_columns(["input_ids", "labels", "seq_lengths"])
-    return sum(int((collate([packs[j] for j in range(i, min(i + batch, len(packs)))])["labels"] != -100).sum())
-               for i in range(0, len(packs), batch))
+    return sum(
+        int((collate([packs[j] for j in range(i, min(i + batch, len(packs)))])["labels"]
+             != -100).sum())
+        for i in range(0, len(packs), batch))
 
 # %% ../nbs/09_finetune.ipynb #coverage_table
 def coverage(messages, split, format, length, packs, model):
-    "The table `coverage`; `AccountingError` where a civilian token is not learned from exactly once."
+    """The table `coverage`; `AccountingError` where a civilian token is not learned from
+    exactly once."""
     rows, budget = [], length - len(format.opening(SYSTEM_PROMPT)) - max(
         len(format.message(r, "")[0]) for r in ("user", "assistant"))
     for side, packed in packs.items():
         m = messages.join(
-            split.filter(split=side).select("scenario_id"), on="scenario_id").sort("scenario_id", "message")
+            split.filter(split=side).select("scenario_id"), on="scenario_id").sort(
+                "scenario_id", "message")
         total = kept = split_turns = cut = 0
         for _, one in m.group_by("scenario_id"):
             position = len(format.opening(SYSTEM_PROMPT))
@@ -98,14 +111,17 @@ def coverage(messages, split, format, length, packs, model):
         found = supervised_tokens(packed, format.tokenizer.pad_token_id or 0) if packed else 0
         if found != total:
             raise AccountingError(
-                f"{total} civilian tokens in the split {side}, but {found} in the batches", where="stage finetune",
+                f"{total} civilian tokens in the split {side}, but {found} in the batches",
+                where="stage finetune",
                 remedy="this is a fault of the stage: please report it with the input")
-        rows.append((model, side, m["scenario_id"].n_unique(), total, found, kept, split_turns, cut))
+        rows.append(
+            (model, side, m["scenario_id"].n_unique(), total, found, kept, split_turns, cut))
     return pl.DataFrame(rows, orient="row", schema=TABLES["coverage"].schema)
 
 # %% ../nbs/09_finetune.ipynb #recipes
 RECIPES = {"paper": {"alpha": 32}, "code": {"alpha": 16}}
-PUBLISHED = {"rank": 16, "epochs": 2.0, "batch": 8, "learning_rate": 2e-4, "length": PUBLISHED_LENGTH}
+PUBLISHED = {
+    "rank": 16, "epochs": 2.0, "batch": 8, "learning_rate": 2e-4, "length": PUBLISHED_LENGTH}
 
 def recipe_for(
     source,    # of the model: its registry key, where it has one
@@ -114,29 +130,36 @@ def recipe_for(
 ):
     "Every setting of a fine-tuning, from recipe, model and profile."
     if recipe not in RECIPES:
-        raise DeescalError(f"recipe={recipe!r}", where="finetune.recipe", remedy="choose paper or code")
+        raise DeescalError(
+            f"recipe={recipe!r}", where="finetune.recipe", remedy="choose paper or code")
     return (PUBLISHED | RECIPES[recipe] | {"dropout": 0.05 if source == "falcon" else 0.0}
             | ({"length": 4096} if source in ("granite", "phi") else {})
             | {k: v for k, v in given.items() if v})
 
 # %% ../nbs/09_finetune.ipynb #finetune
 def finetune(base, packs, validation, work, settings, source):
-    """Train an adapter for the model in the folder `base`: (the model with it, losses, best step, LoRA modules).
+    """Train an adapter for the model in the folder `base`: (the model with it, losses, best
+    step, LoRA modules).
 
     `settings` has rank, alpha, dropout, steps, batch, learning_rate, report_steps and seed."""
     from peft import LoraConfig
     model = load_base(base)
     modules = attach_to(model, source)
-    lora = LoraConfig(r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"],
-                      target_modules=modules, task_type="CAUSAL_LM")
-    model, losses, best = train(model, load_tokenizer(base), packs, validation, work, settings, adapter=lora,
-                                label="adapter")
+    lora = LoraConfig(
+        r=settings["rank"], lora_alpha=settings["alpha"], lora_dropout=settings["dropout"],
+        target_modules=modules, task_type="CAUSAL_LM")
+    model, losses, best = train(
+        model, load_tokenizer(base), packs, validation, work, settings, adapter=lora,
+        label="adapter")
     return model, losses, best, modules
 
 # %% ../nbs/09_finetune.ipynb #save_adapter
 def save_adapter(model, folder, source):
-    "Save the adapter of `model` (safetensors, and a configuration that names the base by its source, not by a path)."
+    """Save the adapter of `model` (safetensors, and a configuration that names the base by its
+    source, not by a path)."""
     model.save_pretrained(folder, save_embedding_layers=False)
     config = json.loads((Path(folder)/"adapter_config.json").read_text())
-    (Path(folder)/"adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": source}, indent=1))
-    (Path(folder)/"README.md").unlink(missing_ok=True)  # a card of placeholders; `model_card` writes ours
+    (Path(folder)/"adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": source}, indent=1))
+    # a card of placeholders; `model_card` writes ours
+    (Path(folder)/"README.md").unlink(missing_ok=True)

@@ -24,15 +24,17 @@ from .engine.tables import TABLES
 def scenario_inputs(format, messages, asked, length, max_new_tokens):
     """What a model reads at the points of one scenario, as lists of tokens: as many as `asked`.
 
-    `messages` are (message, role, text) in order; `asked` the message numbers of the replies. An input is at most
-    `length - max_new_tokens` tokens long and depends on nothing from its point on."""
+    `messages` are (message, role, text) in order; `asked` the message numbers of the replies.
+    An input is at most `length - max_new_tokens` tokens long and depends on nothing from its
+    point on."""
     opening, (answer, _, _) = format.opening(SYSTEM_PROMPT), format.message("assistant", "")
     heads = {role: format.message(role, "")[0] for role in ("user", "assistant")}
     budget = length - max_new_tokens - len(opening) - len(answer) - max(map(len, heads.values()))
     if budget < 16:
         raise DeescalError(
             f"a context of {length} tokens", where="generate.length",
-            remedy=f"system prompt and reply alone take {length - budget}: choose at least {length - budget + 16}")
+            remedy=f"system prompt and reply alone take {length - budget}: "
+                   f"choose at least {length - budget + 16}")
     parts = segments(format, messages, budget)
     edges, out = left_edges([len(p["ids"]) for p in parts], budget), []
     for number in asked:
@@ -44,21 +46,24 @@ def scenario_inputs(format, messages, asked, length, max_new_tokens):
 
 # %% ../nbs/10_generate.ipynb #sampling
 def _chooser(settings, rng, clock):
-    """The logits processors of a reply: the published ones of transformers, then a choice with the reply's own
-    random numbers."""
+    """The logits processors of a reply: the published ones of transformers, then a choice with
+    the reply's own random numbers."""
     import torch
     from transformers import LogitsProcessor, LogitsProcessorList
-    from transformers.generation import RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+    from transformers.generation import (
+        RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper)
 
     class Check(LogitsProcessor):
         def __call__(self, ids, scores):
-            if not torch.isfinite(scores).all(): raise RuntimeError("the model's output is not a number")
+            if not torch.isfinite(scores).all():
+                raise RuntimeError("the model's output is not a number")
             return scores.double()  # from here on the arithmetic is the same on every device
 
     class Draw(LogitsProcessor):
         def __call__(self, ids, scores):
             p, order = torch.sort(torch.softmax(scores, -1)[0], descending=True, stable=True)
-            chosen = order[min(int(torch.searchsorted(p.cumsum(0), rng.random() * float(p.sum()))), len(p) - 1)]
+            chosen = order[min(
+                int(torch.searchsorted(p.cumsum(0), rng.random() * float(p.sum()))), len(p) - 1)]
             return torch.full_like(scores, float("-inf")).index_fill(1, chosen[None], 0.0)
 
     class Clock(LogitsProcessor):
@@ -68,18 +73,23 @@ def _chooser(settings, rng, clock):
 
     steps = [Check(), RepetitionPenaltyLogitsProcessor(settings["repetition_penalty"])]
     if settings["decoding"] == "sampling":
-        steps += [TemperatureLogitsWarper(settings["temperature"]), TopPLogitsWarper(settings["top_p"]), Draw()]
+        steps += [
+            TemperatureLogitsWarper(settings["temperature"]), TopPLogitsWarper(settings["top_p"]),
+            Draw()]
     return LogitsProcessorList([*steps, Clock()])
 
 # %% ../nbs/10_generate.ipynb #flags
-# a label at the start of a line or sentence: Officer: / **Officer Smith:** / [Police Officer] / Deputy (calmly):
+# a label at the start of a line or sentence:
+# Officer: / **Officer Smith:** / [Police Officer] / Deputy (calmly):
 _OFFICER = re.compile(
-    r"(?m)(?:^|[.!?]\s)\s*[*_\[]*\s*(?i:police|(?:police\s+)?(?:officer|deputy|sergeant|trooper|cop|dispatcher|user))"
+    r"(?m)(?:^|[.!?]\s)\s*[*_\[]*\s*"
+    r"(?i:police|(?:police\s+)?(?:officer|deputy|sergeant|trooper|cop|dispatcher|user))"
     r"(?:\s+[A-Z\d][\w.'-]*){0,2}(?:\s*\([^)\n]{0,30}\))?\s*[*_]*\s*[:\]]")
 
 # %% ../nbs/10_generate.ipynb #circles
 def turns_in_circles(text, times=4, words=12):
-    "Whether a phrase of up to thirty words is said at least `times` times in a row, over at least `words` words."
+    """Whether a phrase of up to thirty words is said at least `times` times in a row, over at
+    least `words` words."""
     said = re.findall(r"\w+", text.lower())
     for n in range(1, 31):
         run = 0
@@ -90,15 +100,17 @@ def turns_in_circles(text, times=4, words=12):
 
 # %% ../nbs/10_generate.ipynb #reply_flags
 def reply_flags(text, stopped, markers=False):
-    "Flags of a reply, in a fixed order: `stopped` at the end of its turn, `markers` of another turn among its tokens."
+    """Flags of a reply, in a fixed order: `stopped` at the end of its turn, `markers` of
+    another turn among its tokens."""
     return " ".join(flag for flag, on in (
         ("limit", not stopped), ("empty", not text.strip()),
-        ("speaks_for_officer", markers or bool(_OFFICER.search(text))), ("loops", turns_in_circles(text))) if on)
+        ("speaks_for_officer", markers or bool(_OFFICER.search(text))),
+        ("loops", turns_in_circles(text))) if on)
 
 # %% ../nbs/10_generate.ipynb #load_system
 def load_system(base, adapter=None):
-    """The model of the folder `base`, with the adapter of the folder `adapter` where given, ready to reply;
-    and its ChatFormat."""
+    """The model of the folder `base`, with the adapter of the folder `adapter` where given,
+    ready to reply; and its ChatFormat."""
     import torch
     from deescal.base import load_base, load_tokenizer
     from deescal.chat import ChatFormat
@@ -108,7 +120,8 @@ def load_system(base, adapter=None):
         sha = file_sha256(Path(adapter)/"adapter_model.safetensors")
         if not sha.startswith(json.loads((Path(adapter)/"recipe.json").read_text())["adapter"]):
             raise InputError(
-                "an adapter has changed since it was tuned", where=adapter, remedy="remove it and run again")
+                "an adapter has changed since it was tuned", where=adapter,
+                remedy="remove it and run again")
         from peft import PeftModel
         model = PeftModel.from_pretrained(model, adapter)
         if on_cpu: model = model.merge_and_unload()
@@ -116,29 +129,34 @@ def load_system(base, adapter=None):
 
 # %% ../nbs/10_generate.ipynb #reply
 def one_reply(model, format, ids, settings, rng):
-    """The reply to the tokens `ids`: a dictionary with reply, flag, error, input_tokens, reply_tokens, first_s
-    and reply_s."""
+    """The reply to the tokens `ids`: a dictionary with reply, flag, error, input_tokens,
+    reply_tokens, first_s and reply_s."""
     import torch
     from transformers import GenerationConfig
-    stops = {format.stop, *np.atleast_1d(model.config.get_text_config().eos_token_id or []).tolist()}
+    stops = {
+        format.stop, *np.atleast_1d(model.config.get_text_config().eos_token_id or []).tolist()}
     model.generation_config = GenerationConfig(
-        max_new_tokens=settings["max_new_tokens"], do_sample=False, use_cache=True, eos_token_id=sorted(stops),
-        pad_token_id=format.stop)
+        max_new_tokens=settings["max_new_tokens"], do_sample=False, use_cache=True,
+        eos_token_id=sorted(stops), pad_token_id=format.stop)
     read, clock, start = torch.tensor([ids], device=model.device), [], time.perf_counter()
     said = {"reply": None, "flag": "", "error": "", "input_tokens": len(ids), "reply_tokens": None,
             "first_s": None, "reply_s": None}
     try:
         with torch.inference_mode():
-            out = model.generate(read, attention_mask=torch.ones_like(read),
-                                 logits_processor=_chooser(settings, rng, clock))[0, len(ids):].tolist()
-    except Exception as e:  # whatever the engine raises: lack of memory, bad numbers. It is counted, and shown
-        return said | {"error": f"{type(e).__name__}: {(str(e) or 'no message').splitlines()[0][:200]}"}
+            out = model.generate(
+                read, attention_mask=torch.ones_like(read),
+                logits_processor=_chooser(settings, rng, clock))[0, len(ids):].tolist()
+    # whatever the engine raises: lack of memory, bad numbers. It is counted, and shown
+    except Exception as e:
+        return said | {
+            "error": f"{type(e).__name__}: {(str(e) or 'no message').splitlines()[0][:200]}"}
     stopped = bool(out) and out[-1] in stops
     body = out[:-1] if stopped else out
     text = format.tokenizer.decode(body, skip_special_tokens=True).strip()
     return said | {
         "reply": text, "flag": reply_flags(text, stopped, bool(set(body) & format.special)),
-        "reply_tokens": len(out), "first_s": clock[0] - start, "reply_s": time.perf_counter() - start}
+        "reply_tokens": len(out), "first_s": clock[0] - start,
+        "reply_s": time.perf_counter() - start}
 
 # %% ../nbs/10_generate.ipynb #model_replies
 def _asked_inputs(format, messages, asked, settings):
@@ -146,22 +164,26 @@ def _asked_inputs(format, messages, asked, settings):
     told = messages.select("scenario_id", "message", "role", "text").sort("scenario_id", "message")
     told = {sid: m.select("message", "role", "text").rows()
             for (sid,), m in told.group_by("scenario_id", maintain_order=True)}
-    for (sid,), p in asked.sort("scenario_id", "point").group_by("scenario_id", maintain_order=True):
+    for (sid,), p in asked.sort("scenario_id", "point").group_by(
+            "scenario_id", maintain_order=True):
         inputs = scenario_inputs(
-            format, told[sid], p["message"].to_list(), settings["length"], settings["max_new_tokens"])
+            format, told[sid], p["message"].to_list(), settings["length"],
+            settings["max_new_tokens"])
         for point, ids in zip(p["point"], inputs):
             for sample in range(settings["samples"]): yield sid, point, sample, ids
 
 # %% ../nbs/10_generate.ipynb #replies_in_shards
 def model_replies(model, format, messages, asked, settings, system_id, seed, work, shard=200):
-    """Replies of a model at the points `asked`, with times: scenario_id, point, sample, reply, flag, error,
-    input_tokens, reply_tokens, first_s and reply_s (seconds). Finished shards are taken from the folder `work`."""
+    """Replies of a model at the points `asked`, with times: scenario_id, point, sample, reply,
+    flag, error, input_tokens, reply_tokens, first_s and reply_s (seconds). Finished shards are
+    taken from the folder `work`."""
     from deescal.engine.progress import tqdm
     schema = {
-        "scenario_id": pl.String, "point": pl.Int64, "sample": pl.Int64, "reply": pl.String, "flag": pl.String,
-        "error": pl.String, "input_tokens": pl.Int64, "reply_tokens": pl.Int64, "first_s": pl.Float64,
-        "reply_s": pl.Float64}
-    todo, done, warm = list(_asked_inputs(format, messages, asked, settings)), [pl.DataFrame(schema=schema)], False
+        "scenario_id": pl.String, "point": pl.Int64, "sample": pl.Int64, "reply": pl.String,
+        "flag": pl.String, "error": pl.String, "input_tokens": pl.Int64,
+        "reply_tokens": pl.Int64, "first_s": pl.Float64, "reply_s": pl.Float64}
+    todo, done, warm = (
+        list(_asked_inputs(format, messages, asked, settings)), [pl.DataFrame(schema=schema)], False)
     for k in tqdm(range(0, len(todo), shard), desc="replies", unit="shard", mininterval=1):
         path = Path(work)/f"{digest([t[:3] for t in todo[k:k + shard]], length=16)}.parquet"
         if not path.is_file():
@@ -183,21 +205,26 @@ def model_parts(base, adapter, source, settings):
     "The parts of a model system: where its weights come from, how it was tuned, how it decodes."
     from deescal.base import base_source
     s, origin = settings, base_source(base)
-    how = "greedy" if s["decoding"] == "greedy" else f"temperature {s['temperature']!r}, top-p {s['top_p']!r}"
+    how = (
+        "greedy" if s["decoding"] == "greedy"
+        else f"temperature {s['temperature']!r}, top-p {s['top_p']!r}")
     tuning = json.loads((Path(adapter)/"recipe.json").read_text()) if adapter else {}
     return {
-        "model": source if origin["kind"] != "folder" else Path(base).name, "revision": origin["revision"],
+        "model": source if origin["kind"] != "folder" else Path(base).name,
+        "revision": origin["revision"],
         "variant": "tuned" if adapter else "base",
         "recipe": ", ".join(f"{k} {v}" for k, v in tuning.items()),
         "history": f"true, at most {s['length']} tokens with the reply, left edge at a turn",
-        "decoding": f"{how}, repetition penalty {s['repetition_penalty']!r}, at most {s['max_new_tokens']} tokens",
-        "description": ("tiny model trained here, its scores mean nothing" if source == "tiny" else source)
-                       + (", tuned" if adapter else ", base") + ", NF4"}
+        "decoding": f"{how}, repetition penalty {s['repetition_penalty']!r}, "
+                    f"at most {s['max_new_tokens']} tokens",
+        "description": (
+            ("tiny model trained here, its scores mean nothing" if source == "tiny" else source)
+            + (", tuned" if adapter else ", base") + ", NF4")}
 
 # %% ../nbs/10_generate.ipynb #describe_system
 def describe_system(system, run, **parts):
-    """One row of the table `systems`: each part in the clear (`corpus`: its name, version, hash of the chats), and
-    their hash."""
+    """One row of the table `systems`: each part in the clear (`corpus`: its name, version, hash
+    of the chats), and their hash."""
     description = parts.pop("description", None) or BASELINES[system][1]
     facts = {
         "model": system,
@@ -217,10 +244,14 @@ def describe_system(system, run, **parts):
 
 # %% ../nbs/10_generate.ipynb #times
 def reply_times(said, system_id, seconds, hardware):
-    "A row of the table `generate_timings`: how long a system's replies took, in all and one at a time."
-    quantiles = {f"{name}_p{q}": said[column].quantile(q / 100, "linear")
-                 for name, column in (("first_token", "first_s"), ("reply", "reply_s")) for q in (50, 95)}
-    row = {"system_id": system_id, "replies": len(said), "seconds": seconds, "hardware": hardware} | quantiles
+    """A row of the table `generate_timings`: how long a system's replies took, in all and one
+    at a time."""
+    quantiles = {
+        f"{name}_p{q}": said[column].quantile(q / 100, "linear")
+        for name, column in (("first_token", "first_s"), ("reply", "reply_s")) for q in (50, 95)}
+    row = {
+        "system_id": system_id, "replies": len(said), "seconds": seconds,
+        "hardware": hardware} | quantiles
     return pl.DataFrame([row], schema=TABLES["generate_timings"].schema)
 
 def reply_account(system, wanted, failed):

@@ -11,5 +11,8 @@ from .engine.files import write_text
 
 # %% ../nbs/09e_modelcards.ipynb #write_cards
 def write_cards(folder, adapters):
-    "Write a card as Markdown for each row of the table `adapters` into `folder`; returns their paths."
-    return [write_text(folder/f"{row['model']}.md", model_card(row)) for row in adapters.rows(named=True)]
+    """Write a card as Markdown for each row of the table `adapters` into `folder`; returns
+    their paths."""
+    return [
+        write_text(folder/f"{row['model']}.md", model_card(row))
+        for row in adapters.rows(named=True)]

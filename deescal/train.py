@@ -92,7 +92,7 @@ def seal_checkpoint(folder):
 # %% ../nbs/08c_train.ipynb #last_checkpoint
 def last_whole_checkpoint(
     folder,       # that holds checkpoint-<step> folders
-    before=None,  # step that it has to be below: a trainer that resumes at its last step would make one too many
+    before=None,  # step that it has to be below: a trainer resumed at its last step makes one too many
 ):
     """The latest checkpoint whose files are all there and unchanged, or None; those
     that cannot be used are removed."""
@@ -129,27 +129,31 @@ def _callbacks(steps, label):
         def on_train_end(self, args, state, control, **kw): self.bar.close()
     return [Watch()]
 
-# %% ../nbs/08c_train.ipynb #trainer
-def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
-    """An `SFTTrainer` for packs made beforehand, which stops at a loss that is not
-    finite and names the documents."""
+# %% ../nbs/08c_train.ipynb #finite_loss
+def _require_finite(loss, names, step):
+    "Raise `DeescalError` where the loss of a batch, made of the documents `names`, is not finite."
     import torch
+    value = (loss[0] if isinstance(loss, tuple) else loss).detach()
+    if torch.isfinite(value): return
+    raise DeescalError(
+        f"the loss is {value.item()} at step {step}",
+        where=(
+            "a batch of "
+            + "; ".join(names[:8])
+            + (f" and {len(names) - 8} more" if len(names) > 8 else "")),
+        remedy="lower the learning rate; or look at these documents, and leave out "
+               "what is no dialogue")
+
+# %% ../nbs/08c_train.ipynb #trainer_class
+def _trainer_class():
+    "`SFTTrainer` with a guard on each loss, and a validation loss that is a mean over tokens."
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):
         def compute_loss(self, model, inputs, **kw):
             names = inputs.pop("names")
             loss = super().compute_loss(model, inputs, **kw)
-            value = (loss[0] if isinstance(loss, tuple) else loss).detach()
-            if not torch.isfinite(value):
-                raise DeescalError(
-                    f"the loss is {value.item()} at step {self.state.global_step + 1}",
-                    where=(
-                        "a batch of "
-                        + "; ".join(names[:8])
-                        + (f" and {len(names) - 8} more" if len(names) > 8 else "")),
-                    remedy="lower the learning rate; or look at these documents, and leave out "
-                           "what is no dialogue")
+            _require_finite(loss, names, self.state.global_step + 1)
             return loss
 
         def prediction_step(self, model, inputs, *args, **kw):
@@ -166,8 +170,13 @@ def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
             out.metrics[next(k for k in out.metrics if k.endswith("_loss"))] = (
                 sum(s for s, _ in self.seen) / max(total, 1))
             return out
+    return Trainer
 
-    trainer = Trainer(
+# %% ../nbs/08c_train.ipynb #trainer
+def _trainer(model, tokenizer, packs, validation, config, adapter, callbacks):
+    """An `SFTTrainer` for packs made beforehand, which stops at a loss that is not
+    finite and names the documents."""
+    trainer = _trainer_class()(
         model=model, args=config, train_dataset=packs, eval_dataset=validation,
         processing_class=tokenizer, peft_config=adapter, callbacks=callbacks)
     collate = trainer.data_collator
@@ -198,6 +207,14 @@ def _config(folder, settings, large):
         dataloader_pin_memory=gpu, activation_checkpointing=large, padding_free=True, packing=False,
         max_length=None, remove_unused_columns=False, dataset_kwargs={"skip_prepare_dataset": True},
         report_to=[], disable_tqdm=True, log_level="error")
+
+# %% ../nbs/08c_train.ipynb #losses
+def _losses(history):
+    "The losses in a trainer's log: step, split (train, validation) and loss."
+    rows = [(int(r["step"]), s, float(r[k])) for r in history
+            for k, s in (("loss", "train"), ("eval_loss", "validation")) if k in r]
+    return pl.DataFrame(
+        rows, orient="row", schema={"step": pl.Int64, "split": pl.String, "loss": pl.Float64})
 
 # %% ../nbs/08c_train.ipynb #train
 def train(
@@ -230,11 +247,7 @@ def train(
         if not _could_not_write(e): raise
         raise _full_disk(e, folder) from e
     state = trainer.state
-    rows = [(int(r["step"]), s, float(r[k])) for r in state.log_history
-            for k, s in (("loss", "train"), ("eval_loss", "validation")) if k in r]
-    losses = pl.DataFrame(
-        rows, orient="row", schema={"step": pl.Int64, "split": pl.String, "loss": pl.Float64})
-    return trainer.model, losses, state.best_global_step
+    return trainer.model, _losses(state.log_history), state.best_global_step
 
 # %% ../nbs/08c_train.ipynb #full_disk
 def _could_not_write(error):

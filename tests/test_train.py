@@ -98,7 +98,8 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(tmp_path):
         import deescal.train as b, test_train as t, os, signal
         kill_at, seal = int(sys.argv[2]), b.seal_checkpoint
         def die_at(folder):
-            if kill_at == 4 and str(folder).endswith("-4"): os.kill(os.getpid(), signal.SIGKILL)  # written, not sealed
+            if kill_at == 4 and str(folder).endswith("-4"):
+                os.kill(os.getpid(), signal.SIGKILL)  # written, not sealed
             seal(folder)
             if str(folder).endswith(f"-{kill_at}"): os.kill(os.getpid(), signal.SIGKILL)
         b.seal_checkpoint = die_at
@@ -168,7 +169,8 @@ def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint_whole(tmp_path):
         seal = b.seal_checkpoint
         def then_full(folder):
             seal(folder)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))  # no file may grow beyond it
+            # no file may grow beyond it
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         b.seal_checkpoint = then_full
         try: t.toy_training(sys.argv[1])
         except b.DeescalError as e: print(e)"""
