@@ -46,7 +46,8 @@ def paired_test(a, b, seed=0, resamples=9999):
     if len(a) < 2 or np.array_equal(a, b): return float((a - b).mean()) if len(a) else 0.0, 1.0
     result = permutation_test(
         (a, b), lambda x, y, axis: (x - y).mean(axis=axis),
-        permutation_type="samples", vectorized=True, n_resamples=resamples, batch=500, rng=np.random.default_rng(seed))
+        permutation_type="samples", vectorized=True,
+        n_resamples=resamples, batch=500, rng=np.random.default_rng(seed))
     return float(result.statistic), float(result.pvalue)
 
 # %% ../nbs/11_score.ipynb #base_against_tuned

@@ -43,7 +43,8 @@ def test_only_base_and_tuned_of_one_model_are_compared():
         "revision": pl.String, "variant": pl.String}
     systems = pl.DataFrame(
         [("a-base", "1", "a", "r", "base"), ("a-tuned", "2", "a", "r", "tuned"),
-         ("b-tuned", "3", "b", "r", "tuned"), ("previous", "4", "previous", "", "baseline")], orient="row", schema=schema)
+         ("b-tuned", "3", "b", "r", "tuned"), ("previous", "4", "previous", "", "baseline")],
+        orient="row", schema=schema)
     scores = pl.DataFrame(
         [(i, s, 0, 0, *[0.1 * int(i)] * 4) for i in "1234" for s in "xyz"], orient="row",
         schema=TABLES["scores"].schema)
