@@ -22,9 +22,14 @@ from .roles import ROLES, assign_roles, read_weights
 from .text import PUBLISHED_LENGTH
 
 # %% ../nbs/13b_figures.ipynb #style
-COLOURS = {"blue": "#0072b2", "orange": "#e69f00", "green": "#009e73", "pink": "#cc79a7", "grey": "#6b6b6b"}
-STYLE = {"svg.hashsalt": "deescal", "svg.fonttype": "path", "font.size": 10, "axes.spines.top": False,
-         "axes.spines.right": False, "figure.dpi": 110}
+COLOURS = {
+    "blue": "#0072b2",
+    "orange": "#e69f00",
+    "green": "#009e73",
+    "pink": "#cc79a7",
+    "grey": "#6b6b6b"}
+STYLE = {"svg.hashsalt": "deescal", "svg.fonttype": "path", "font.size": 10,
+         "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}
 
 # %% ../nbs/13b_figures.ipynb #styled
 def styled(draw):
@@ -45,7 +50,8 @@ def words_figure(trace):
     ax, left, total = fig.subplots(), 0.0, max(int(budget["words"].sum()), 1)
     hatch = ["", "//", "..", "xx", "--"]
     for (part, words, share), colour, h in zip(budget.rows(), COLOURS.values(), hatch):
-        ax.barh(0, share, left=left, color=colour, edgecolor="white", hatch=h, label=f"{part} {share:.1%} ({words:,})")
+        ax.barh(0, share, left=left, color=colour, edgecolor="white", hatch=h,
+                label=f"{part} {share:.1%} ({words:,})")
         left += share
     ax.set(xlim=(0, 1), yticks=[], xlabel=f"share of {total:,} raw words")
     ax.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
@@ -53,7 +59,8 @@ def words_figure(trace):
     fig.legend(ncols=3, loc="outside lower center", frameon=False, fontsize=9)
     clean = budget.row(0)
     largest = max(budget.rows()[1:], key=lambda r: r[1])
-    finding = f"{clean[2]:.0%} of the words are left; most of what is missing: {largest[0]} ({largest[2]:.1%})"
+    finding = (f"{clean[2]:.0%} of the words are left; "
+               f"most of what is missing: {largest[0]} ({largest[2]:.1%})")
     fig.suptitle(finding, fontsize=11)
     parts = ", ".join(f"{p} {s:.1%}" for p, _, s in budget.rows())
     return fig, f"One bar of all raw words: {parts}."
@@ -64,14 +71,19 @@ def cut_figure(turns, clean_turns):
     "Lengths of scenarios in tokens, raw and clean, against the published cut: (figure, alt text)."
     fig, says = _figure(9.5, 3.2), []
     ax = fig.subplots()
-    for (name, t), colour, style in zip((("raw", turns), ("clean", clean_turns)), ("grey", "blue"), ("--", "-")):
-        n = t.group_by("scenario_id").agg(pl.col("tokens").sum() + 4 * pl.len())["tokens"].sort().to_numpy()
+    for (name, t), colour, style in zip(
+            (("raw", turns), ("clean", clean_turns)), ("grey", "blue"), ("--", "-")):
+        n = (
+            t.group_by("scenario_id").agg(pl.col("tokens").sum() + 4 * pl.len())
+            ["tokens"].sort().to_numpy())
         if not len(n): continue
-        ax.step(n, np.arange(1, len(n) + 1) / len(n), style, where="post", color=COLOURS[colour], label=name)
+        ax.step(n, np.arange(1, len(n) + 1) / len(n), style,
+                where="post", color=COLOURS[colour], label=name)
         says.append(f"{name}: {(n > PUBLISHED_LENGTH).sum():,} of {len(n):,}")
     ax.axvline(PUBLISHED_LENGTH, color="black", linewidth=1)
     ax.annotate(f" {PUBLISHED_LENGTH:,}", (PUBLISHED_LENGTH, 0.02), fontsize=9)
-    ax.set(xscale="log", xlabel="tokens a scenario (words and punctuation marks, and 4 a turn for the template)",
+    ax.set(xscale="log", xlabel="tokens a scenario "
+           "(words and punctuation marks, and 4 a turn for the template)",
            ylabel="share of scenarios", ylim=(0, 1))
     ax.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda v, _: f"{v:,.0f}"))
     ax.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
@@ -96,11 +108,14 @@ def _grid(ax, table, rows, columns, title):
 # %% ../nbs/13b_figures.ipynb #roles_figure_both
 @styled
 def roles_figure(turns):
-    "Confusion of roles, in turns: reading against model, and label against evidence in `turns`: (figure, alt text)."
+    """Confusion of roles, in turns: (figure, alt text).
+
+    On the left reading against the model, on the right label against evidence in `turns`."""
     model = read_weights()
     gold = np.array([model["confusion (rows gold, columns model, turns)"][r] for r in ROLES])
-    both = pl.DataFrame(
-        {"label": assign_roles(turns, "label")["role"], "evidence": turns["role"]}).group_by("label", "evidence").len()
+    both = pl.DataFrame({
+        "label": assign_roles(turns, "label")["role"],
+        "evidence": turns["role"]}).group_by("label", "evidence").len()
     here = np.zeros((len(ROLES), len(ROLES)), int)
     for a, b, n in both.rows(): here[ROLES.index(a), ROLES.index(b)] = n
     fig = _figure(9.5, 3.9)
@@ -108,37 +123,54 @@ def roles_figure(turns):
     _grid(left, gold, "by reading", "by evidence",
           f"released data, cross-validated: {np.trace(gold) / gold.sum():.1%} right")
     moved = 1 - np.trace(here) / max(here.sum(), 1)
-    _grid(right, here, "by the label's words", "by evidence", f"this corpus: {moved:.1%} of turns change their role")
-    lost = here[ROLES.index("civilian")].sum() - here[ROLES.index("civilian"), ROLES.index("civilian")]
+    _grid(right, here, "by the label's words", "by evidence",
+          f"this corpus: {moved:.1%} of turns change their role")
+    lost = (
+        here[ROLES.index("civilian")].sum()
+        - here[ROLES.index("civilian"), ROLES.index("civilian")])
     finding = f"{lost:,} turns of 'civilians' by label are someone else's by evidence"
     fig.suptitle(finding, fontsize=11)
     return fig, f"Two confusion matrices of the five roles, in turns. {finding}."
 
 # %% ../nbs/13b_figures.ipynb #graph_figure
+def _on_circles(groups, wide):
+    "A place for each member of each group: a small circle a group, `wide` circles a row."
+    at = {}
+    for k, members in enumerate(groups):
+        for i, sid in enumerate(members):
+            turn = 2 * np.pi * i / len(members)
+            at[sid] = (k % wide + 0.28 * np.cos(turn), -(k // wide) + 0.28 * np.sin(turn))
+    return at
+
+# %% ../nbs/13b_figures.ipynb #graph_drawn
 @styled
 def graph_figure(pairs, scenarios):
     "Near-duplicate scenarios as a graph, a group beside the other: (figure, alt text)."
     ids = sorted({*pairs["scenario_a"], *pairs["scenario_b"]})
-    groups = duplicate_groups(ids, pairs).group_by("group", maintain_order=True).agg("scenario_id").sort(
+    groups = duplicate_groups(ids, pairs).group_by(
+        "group", maintain_order=True).agg("scenario_id").sort(
         pl.col("scenario_id").list.len(), "group", descending=[True, False])
     platform = dict(scenarios.select("scenario_id", "platform").rows())
     wide = max(1, min(len(groups), 10))
     fig = _figure(9.5, 1.4 + 1.0 * -(-max(len(groups), 1) // wide))
-    ax, at = fig.subplots(), {}
-    for k, members in enumerate(groups["scenario_id"]):
-        for i, sid in enumerate(members):
-            turn = 2 * np.pi * i / len(members)
-            at[sid] = (k % wide + 0.28 * np.cos(turn), -(k // wide) + 0.28 * np.sin(turn))
+    ax, at = fig.subplots(), _on_circles(groups["scenario_id"], wide)
     for a, b, share in pairs.select("scenario_a", "scenario_b", "containment").rows():
         ax.plot(*zip(at[a], at[b]), color="0.6", linewidth=0.5 + 4 * share, zorder=1)
-    marks = {"youtube": ("o", "blue"), "tiktok": ("s", "orange"), "facebook": ("^", "green"), "other": ("D", "grey")}
+    marks = {
+        "youtube": ("o", "blue"), "tiktok": ("s", "orange"),
+        "facebook": ("^", "green"), "other": ("D", "grey")}
     for name, (mark, colour) in marks.items():
         dots = [at[s] for s in ids if platform.get(s, "other") == name]
-        if dots: ax.scatter(*zip(*dots), marker=mark, color=COLOURS[colour], edgecolor="black", label=name, zorder=2)
-    if ids: ax.legend(frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9)
-    ax.set(aspect="equal", xlim=(-0.6, wide - 0.4), ylim=(-(max(len(groups), 1) - 1) // wide - 0.6, 0.6))
+        if dots: ax.scatter(*zip(*dots), marker=mark, color=COLOURS[colour], edgecolor="black",
+                            label=name, zorder=2)
+    if ids: ax.legend(
+        frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 0), fontsize=9)
+    ax.set(aspect="equal", xlim=(-0.6, wide - 0.4),
+           ylim=(-(max(len(groups), 1) - 1) // wide - 0.6, 0.6))
     ax.axis("off")
-    across = sum(platform.get(a) != platform.get(b) for a, b in pairs.select("scenario_a", "scenario_b").rows())
+    across = sum(
+        platform.get(a) != platform.get(b)
+        for a, b in pairs.select("scenario_a", "scenario_b").rows())
     def n(count, what): return f"{count:,} {what}{'' if count == 1 else 's'}"
     finding = (f"{n(len(ids), 'scenario')} in {n(len(groups), 'group')} of near-duplicates; "
                f"{n(across, 'pair')} across platforms")
@@ -148,17 +180,41 @@ def graph_figure(pairs, scenarios):
 # %% ../nbs/13b_figures.ipynb #save_figure
 @styled
 def save_figure(run, name, fig, notice=""):
-    "Write `fig` as PNG and SVG below the run's figures, with the notice at its foot. Returns the SVG as text."
+    """Write `fig` as PNG and SVG below the run's figures, with the notice at its foot.
+
+    Returns the SVG as text."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     FigureCanvasAgg(fig)
     if notice:
-        fig.get_layout_engine().set(rect=(0, 0.22 / fig.get_figheight(), 1, 1 - 0.22 / fig.get_figheight()))
-        fig.text(0.99, 0.01, notice, ha="right", va="bottom", fontsize=8, color=COLOURS["grey"], style="italic")
+        fig.get_layout_engine().set(
+            rect=(0, 0.22 / fig.get_figheight(), 1, 1 - 0.22 / fig.get_figheight()))
+        fig.text(0.99, 0.01, notice, ha="right", va="bottom", fontsize=8,
+                 color=COLOURS["grey"], style="italic")
     for kind, meta in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        with atomic(run.figures/f"{name}.{kind}") as tmp: fig.savefig(tmp, format=kind, metadata=meta)
+        with atomic(run.figures/f"{name}.{kind}") as tmp:
+            fig.savefig(tmp, format=kind, metadata=meta)
     return (run.figures/f"{name}.svg").read_text()
 
 # %% ../nbs/13b_figures.ipynb #lengths_figure
+def _histogram(ax, what, values, colour, mark):
+    "One histogram with its median, and a dashed line at `mark` unless that is None."
+    v = values.filter(values > 0).to_numpy()
+    ax.hist(
+        v, bins=np.geomspace(1, max(v.max(), 10) * 1.05, 36),
+        color=COLOURS[colour], edgecolor="white", linewidth=0.4)
+    ax.set(xscale="log", xlabel=what,
+           ylabel="turns" if what.startswith("words") else "scenarios")
+    ax.axvline(np.median(v), color="black", linewidth=1)
+    ax.annotate(
+        f"median {np.median(v):,.0f}", (np.median(v), 1.0), xycoords=("data", "axes fraction"),
+        va="bottom", ha="center", fontsize=9)
+    if mark:
+        ax.axvline(mark, color="black", linewidth=1, linestyle="--")
+        ax.annotate(
+            f" {mark:,} ", (mark, 0.97), xycoords=("data", "axes fraction"),
+            va="top", ha="right" if mark < np.median(v) else "left", fontsize=9)
+
+# %% ../nbs/13b_figures.ipynb #lengths_drawn
 @styled
 def lengths_figure(turns, scenarios):
     """Histograms of words a turn, turns a scenario and tokens a scenario, on logarithmic axes.
@@ -171,23 +227,11 @@ def lengths_figure(turns, scenarios):
         ("turns a scenario", scenarios["turns"], "green", None),
         ("tokens a scenario (wordpunct)", scenarios["tokens"], "orange", PUBLISHED_LENGTH)]
     for ax, (what, values, colour, mark) in zip(fig.subplots(1, 3), data):
-        v = values.filter(values > 0).to_numpy()
-        ax.hist(
-            v, bins=np.geomspace(1, max(v.max(), 10) * 1.05, 36),
-            color=COLOURS[colour], edgecolor="white", linewidth=0.4)
-        ax.set(xscale="log", xlabel=what, ylabel="turns" if what.startswith("words") else "scenarios")
-        ax.axvline(np.median(v), color="black", linewidth=1)
-        ax.annotate(
-            f"median {np.median(v):,.0f}", (np.median(v), 1.0), xycoords=("data", "axes fraction"),
-            va="bottom", ha="center", fontsize=9)
-        if mark:
-            ax.axvline(mark, color="black", linewidth=1, linestyle="--")
-            ax.annotate(
-                f" {mark:,} ", (mark, 0.97), xycoords=("data", "axes fraction"),
-                va="top", ha="right" if mark < np.median(v) else "left", fontsize=9)
+        _histogram(ax, what, values, colour, mark)
     cut, n = (scenarios["tokens"] > PUBLISHED_LENGTH).sum(), len(scenarios)
     finding = (
-        f"{cut:,} of {n:,} scenarios are longer than the published cut at {PUBLISHED_LENGTH:,} tokens; "
+        f"{cut:,} of {n:,} scenarios are longer than the published cut at "
+        f"{PUBLISHED_LENGTH:,} tokens; "
         f"the longest turn has {turns['words'].max():,} words")
     fig.suptitle(finding, fontsize=11)
     return fig, f"Three histograms: words a turn, turns a scenario, tokens a scenario. {finding}."
@@ -216,9 +260,12 @@ def scores_figure(table):
         xlabel="ROUGE-L x 100",
         xlim=(0, t["shown"].max() * 1.12))
     ax.grid(axis="x", linewidth=0.3)
-    best = t.filter(pl.col("ours").is_not_null(), variant="baseline").sort("ours").tail(1).rows(named=True)
+    best = (
+        t.filter(pl.col("ours").is_not_null(), variant="baseline")
+        .sort("ours").tail(1).rows(named=True))
     finding = (
-        f"The best baseline, '{best[0]['model']}', reaches {best[0]['ours']:.1f}" if best else "Base and tuned models"
+        f"The best baseline, '{best[0]['model']}', reaches {best[0]['ours']:.1f}"
+        if best else "Base and tuned models"
     ) + " (diamonds: ours; circles: the paper's, on another test set)"
     fig.suptitle(finding, fontsize=11)
     return fig, f"Dot plot of ROUGE-L by system. {finding}."
@@ -245,8 +292,9 @@ def loss_figure(
         xlabel="optimizer steps", ylabel="loss (nats a token)",
         title=f"Validation loss {word}: {first:.2f} to {low:.2f}")
     ax.legend(frameon=False)
-    return fig, (f"Loss on civilian tokens over {losses['step'].max()} optimizer steps. Validation: {first:.2f} nats a "
-                 f"token at step {seen['step'][0]}, {low:.2f} at step {best}, whose adapter is kept.")
+    return fig, (f"Loss on civilian tokens over {losses['step'].max()} optimizer steps. "
+                 f"Validation: {first:.2f} nats a token at step {seen['step'][0]}, {low:.2f} at step {best}, "
+                 "whose adapter is kept.")
 
 # %% ../nbs/13b_figures.ipynb #base_loss
 @styled
@@ -262,6 +310,8 @@ def base_loss_figure(
         ax.plot(seen["step"], seen["loss"], style, color="black", label=side)
     ax.axhline(math.log(vocabulary), color="0.6", lw=1, label="all tokens equally likely")
     low = losses.filter(split="validation")["loss"].min()
-    ax.set(xlabel="optimizer steps", ylabel="loss (nats a token)", title=f"Validation loss of the base: {low:.2f}")
+    ax.set(xlabel="optimizer steps", ylabel="loss (nats a token)",
+           title=f"Validation loss of the base: {low:.2f}")
     ax.legend(frameon=False)
-    return fig, f"Loss of the base over {losses['step'].max()} steps; lowest validation loss {low:.2f} nats a token."
+    return fig, (f"Loss of the base over {losses['step'].max()} steps; "
+                 f"lowest validation loss {low:.2f} nats a token.")

@@ -73,17 +73,20 @@ def smoothed_bleu(prediction, reference, order=4):
 # %% ../nbs/09c_metrics.ipynb #bleu_metric
 class Bleu4(PairMetric):
     "Smoothed sentence BLEU-4 with 13a tokens, as the published code computes it."
-    name, text, citation = "bleu_4", "smoothed sentence BLEU-4", "Papineni et al. 2002; Lin and Och 2004"
+    name, text, citation = (
+        "bleu_4", "smoothed sentence BLEU-4", "Papineni et al. 2002; Lin and Och 2004")
     variant = "mean of sentence BLEU, add-one on all orders (Lin and Och 2004), 13a tokens, cased"
     def scores(self, predictions, references):
         tok = _tokenizer_13a()
-        return [smoothed_bleu(tok(p).split(), tok(r).split()) for p, r in zip(predictions, references)]
+        return [
+            smoothed_bleu(tok(p).split(), tok(r).split())
+            for p, r in zip(predictions, references)]
 
 # %% ../nbs/09c_metrics.ipynb #text_pairs
 def text_pairs(predictions, references):
-    """Two lists of texts of one length, characters that are none (lone surrogates) replaced.
+    """Two lists of texts of one length, with lone surrogates (halves of a character) replaced.
 
-    `DeescalError` names what is no text."""
+    `DeescalError` names what is not text."""
     pairs = [list(predictions), list(references)]
     if len(pairs[0]) != len(pairs[1]):
         raise DeescalError(
@@ -93,7 +96,8 @@ def text_pairs(predictions, references):
         for i, t in enumerate(texts):
             if not isinstance(t, str):
                 raise DeescalError(
-                    f"{what} {i} is {t!r}, not a text", where=f"row {i}", remedy="give '' for an empty reply")
+                    f"{what} {i} is {t!r}, not a text",
+                    where=f"row {i}", remedy="give '' for an empty reply")
     return [[t.encode("utf-8", "replace").decode() for t in texts] for texts in pairs]
 
 # %% ../nbs/09c_metrics.ipynb #corpus_bleu
@@ -104,16 +108,20 @@ def corpus_bleu(predictions, references):
     """
     import sacrebleu
     p, r = text_pairs(predictions, references)
-    return min(1.0, sacrebleu.corpus_bleu(p, [r], smooth_method="none", force=True).score / 100) if p else 0.0
+    return min(
+        1.0,
+        sacrebleu.corpus_bleu(p, [r], smooth_method="none", force=True).score / 100,
+    ) if p else 0.0
 
 # %% ../nbs/09c_metrics.ipynb #lexnames
 _LEXNAMES = (
-    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition "
-    "noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object "
-    "noun.person noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape "
-    "noun.state noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition "
-    "verb.consumption verb.contact verb.creation verb.emotion verb.motion verb.perception verb.possession "
-    "verb.social verb.stative verb.weather adj.ppl").split()
+    "adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute "
+    "noun.body noun.cognition noun.communication noun.event noun.feeling noun.food noun.group "
+    "noun.location noun.motive noun.object noun.person noun.phenomenon noun.plant "
+    "noun.possession noun.process noun.quantity noun.relation noun.shape noun.state "
+    "noun.substance noun.time verb.body verb.change verb.cognition verb.communication "
+    "verb.competition verb.consumption verb.contact verb.creation verb.emotion verb.motion "
+    "verb.perception verb.possession verb.social verb.stative verb.weather adj.ppl").split()
 
 # %% ../nbs/09c_metrics.ipynb #wordnet
 class _NoWordNet:
@@ -123,9 +131,10 @@ class _NoWordNet:
 # %% ../nbs/09c_metrics.ipynb #load_wordnet
 @lru_cache(maxsize=None)
 def load_wordnet(debian="/usr/share/wordnet"):
-    """(a WordNet for METEOR, its name): NLTK's data, else Debian's wordnet-base with wordnet-sense-index.
+    """(a WordNet for METEOR, its name): NLTK's data, else Debian's.
 
-    Where there is neither: none (exact and stem matches only).
+    Debian's is in the packages wordnet-base and wordnet-sense-index. Where there is neither, a
+    stand-in without synonyms: exact and stem matches only.
     """
     import nltk
     for path in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
@@ -134,13 +143,16 @@ def load_wordnet(debian="/usr/share/wordnet"):
     if not all((Path(debian)/f).is_file() for f in ("data.noun", "index.sense")):
         return _NoWordNet(), "no WordNet: exact and stem matches only"
     copy = Path(_keep(tempfile.TemporaryDirectory(prefix="deescal-nltk-")).name)/"corpora"/"wordnet"
-    shutil.copytree(debian, copy, ignore=lambda d, names: [n for n in names if (Path(d)/n).is_dir()])
+    shutil.copytree(
+        debian, copy, ignore=lambda d, names: [n for n in names if (Path(d)/n).is_dir()])
     kinds = {"noun": 1, "verb": 2, "adj": 3, "adv": 4}
     (copy/"lexnames").write_text("".join(
         f"{i:02d}\t{n}\t{kinds[n.split('.')[0]]}\n"
         for i, n in enumerate(_LEXNAMES)))
     nltk.data.path.append(str(copy.parents[1]))  # NLTK opens only what lies below one of these
-    return _open_wordnet(nltk.data.find("corpora/wordnet", [str(copy.parents[1])])), "WordNet 3.0 (Debian)"
+    return (
+        _open_wordnet(nltk.data.find("corpora/wordnet", [str(copy.parents[1])])),
+        "WordNet 3.0 (Debian)")
 
 # %% ../nbs/09c_metrics.ipynb #open_wordnet
 _kept = []
@@ -174,7 +186,8 @@ def _sentence_splitter():
     try:
         nltk.data.find("tokenizers/punkt_tab")
         return nltk.sent_tokenize, "punkt"
-    except LookupError: return re.compile(r"(?<=[.!?])\s+").split, "rule (after . ! ? and white space)"
+    except LookupError:
+        return re.compile(r"(?<=[.!?])\s+").split, "rule (after . ! ? and white space)"
 
 # %% ../nbs/09c_metrics.ipynb #meteor_words
 def meteor_tokens(text):
@@ -196,7 +209,8 @@ class Meteor(PairMetric):
         from nltk.translate.meteor_score import single_meteor_score
         tokens = {t: meteor_tokens(t) for t in {*predictions, *references}}
         score = lru_cache(maxsize=None)(
-            lambda p, r: single_meteor_score(tokens[r], tokens[p], preprocess=str, wordnet=load_wordnet()[0])
+            lambda p, r: single_meteor_score(
+                tokens[r], tokens[p], preprocess=str, wordnet=load_wordnet()[0])
             if tokens[p] and tokens[r] else 0.0)
         return [score(p, r) for p, r in zip(predictions, references)]
 
@@ -255,9 +269,13 @@ class BertScoreF1(PairMetric):
     encoder = "minilm"
     @property
     def variant(self):
-        return f"bert-score, {find_encoder(self.encoder)[2]}, no IDF, no rescaling, F1, cut at 512 tokens"
+        return (
+            f"bert-score, {find_encoder(self.encoder)[2]}, "
+            "no IDF, no rescaling, F1, cut at 512 tokens")
     def scores(self, predictions, references):
-        some = [i for i, (p, r) in enumerate(zip(predictions, references)) if p.strip() and r.strip()]
+        some = [
+            i for i, (p, r) in enumerate(zip(predictions, references))
+            if p.strip() and r.strip()]
         out = np.zeros(len(predictions))
         if some:
             out[some] = _scorer(self.encoder).score(
@@ -295,5 +313,6 @@ def score_replies(
         values = metric.compute(
             predictions=out["p"].to_list(), references=out["r"].to_list())[name] if distinct else []
         out = out.with_columns(pl.Series(name, values, dtype=pl.Float64))
-    pairs = pl.DataFrame({"p": predictions, "r": references}, schema={"p": pl.String, "r": pl.String})
+    pairs = pl.DataFrame(
+        {"p": predictions, "r": references}, schema={"p": pl.String, "r": pl.String})
     return pairs.join(out, on=["p", "r"], how="left", maintain_order="left").select(metrics)

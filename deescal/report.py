@@ -34,7 +34,9 @@ def compare(
     """
     key, reasons = ["model", "variant", "metric"], reasons or {}
     both = (
-        paper.join(ours.select(*key, pl.col("value").alias("ours")), on=key, how="left", maintain_order="left")
+        paper.join(
+            ours.select(*key, pl.col("value").alias("ours")),
+            on=key, how="left", maintain_order="left")
         .rename({"value": "paper"}))
     extra = (
         ours.join(paper, on=key, how="anti", maintain_order="left")
@@ -49,7 +51,8 @@ def compare(
         .otherwise(pl.lit("compared")))
     table = table.with_columns(status.alias("status"))
     return table.with_columns(
-        pl.when(pl.col("status") == "compared").then(pl.col("ours") - pl.col("paper")).alias("difference"),
+        pl.when(pl.col("status") == "compared").then(pl.col("ours") - pl.col("paper"))
+        .alias("difference"),
     ).select(*key[:1], "name", *key[1:], "unit", "paper", "ours", "difference", "status")
 
 # %% ../nbs/14_report.ipynb #units
@@ -62,7 +65,9 @@ UNITS = {
 
 # %% ../nbs/14_report.ipynb #ours_long
 def our_scores(systems, system_scores):
-    "Our means as (model, name, variant, metric, unit, value), in the paper's units and in the order of `systems`."
+    """Our means as (model, name, variant, metric, unit, value), in the paper's units.
+
+    Rows are in the order of `systems`."""
     both = systems.join(system_scores, on="system_id", maintain_order="left")
     rows = [
         (s["model"], s["description"], s["variant"], m, unit, s[m] * scale)
@@ -123,21 +128,27 @@ def length_table(turns, scenarios):
             "length": what,
             "n": len(s),
             **{
-                ("min" if q == 0 else "max" if q == 1 else f"q{round(q*100)}"): s.quantile(q, "nearest")
+                ("min" if q == 0 else "max" if q == 1 else f"q{round(q*100)}"):
+                s.quantile(q, "nearest")
                 for q in QUANTILES}}
-    roles = [r for r in ("officer", "dispatcher", "civilian", "narrator", "other") if len(turns.filter(role=r))]
+    roles = [
+        r for r in ("officer", "dispatcher", "civilian", "narrator", "other")
+        if len(turns.filter(role=r))]
     rows = [row(f"words a turn, {r}", turns.filter(role=r)["words"]) for r in roles]
-    return pl.DataFrame(
-        rows + [row("turns a scenario", scenarios["turns"]), row("tokens a scenario", scenarios["tokens"])])
+    return pl.DataFrame(rows + [
+        row("turns a scenario", scenarios["turns"]),
+        row("tokens a scenario", scenarios["tokens"])])
 
 # %% ../nbs/14_report.ipynb #cell_text
 def cell_text(value, digits=3):
-    "A cell as text: an en dash for nothing, thousands with commas, floats with up to `digits` places."
+    """A cell as text: an en dash for nothing, thousands with commas, floats with up to `digits`
+    places (tiny ones with two significant digits)."""
     if value is None or value != value: return "–"
     if isinstance(value, float) and value.is_integer() and abs(value) >= 1000: value = int(value)
     if isinstance(value, int) and not isinstance(value, bool): return f"{value:,}"
     if isinstance(value, float) and 0 < abs(value) < 0.5 * 10 ** -digits: return f"{value:.2g}"
-    if isinstance(value, float): return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")
+    if isinstance(value, float):
+        return f"{round(value, digits) + 0.0:.{digits}f}".rstrip("0").rstrip(".")
     return " ".join(str(value).split())
 
 def _align(df): return ["right" if df.schema[c].is_numeric() else "left" for c in df.columns]
@@ -148,7 +159,9 @@ def save_table(run, name, df, title, notice=""):
 
     Returns the frame.
     """
-    folder, cells = run.figures/"tables", [[cell_text(v) for v in row] for row in df.rows()] or [["–"] * df.width]
+    folder, cells = (
+        run.figures/"tables",
+        [[cell_text(v) for v in row] for row in df.rows()] or [["–"] * df.width])
     title, notice = " ".join(title.split()), " ".join(notice.split())
     noted = df.with_columns(pl.lit(notice).alias("note")) if notice else df
     write_text(folder/f"{name}.csv", noted.write_csv())
@@ -169,8 +182,8 @@ def save_table(run, name, df, title, notice=""):
 
 # %% ../nbs/14_report.ipynb #coverage
 def coverage_line(coverage, adapters):
-    """A sentence a tuned model: civilian tokens of the training split, those it learned from, those a cut at 2,048
-    keeps."""
+    """A sentence for each tuned model: civilian tokens of the training split, those it learned
+    from, and those that a cut at 2,048 would keep."""
     lines = []
     for r in coverage.filter(split="train").join(
             adapters.select("model", "epochs"), on="model").sort("model").rows(named=True):
@@ -179,17 +192,20 @@ def coverage_line(coverage, adapters):
             f"{r['model']}: {r['civilian_tokens']:,} civilian tokens in the training split, "
             f"{r['supervised_tokens']:,} of them a target in each of {r['epochs']:g} epochs "
             f"({r['supervised_tokens'] / max(r['civilian_tokens'], 1):.1%}); "
-            f"cutting each scenario at {PUBLISHED_LENGTH:,} tokens would keep {r['published_cut']:,} ({kept:.1%}).")
+            f"cutting each scenario at {PUBLISHED_LENGTH:,} tokens would keep "
+            f"{r['published_cut']:,} ({kept:.1%}).")
     return lines
 
 # %% ../nbs/14_report.ipynb #sideways
 def sideways(df, key):
-    """A table of few rows and many columns, turned: one row a column of `df`, one column a row; long hashes are
-    shortened."""
+    """A table of few rows and many columns, turned: one row for each column of `df`, one column for
+    each row; long hashes are shortened."""
     names = df[key].to_list()
     def shown(v):
         if isinstance(v, float): return f"{v:.4g}"
-        return v[:12] if isinstance(v, str) and re.fullmatch(r"[0-9a-f]{40,64}", v) else cell_text(v)
+        return (
+            v[:12] if isinstance(v, str) and re.fullmatch(r"[0-9a-f]{40,64}", v)
+            else cell_text(v))
     return pl.DataFrame(
         [(c.replace("_", " "), *map(shown, df[c])) for c in df.columns if c != key], orient="row",
         schema={"what": pl.String, **{n: pl.String for n in names}})
@@ -233,7 +249,9 @@ def tables_at_hand(missing, stages=()):
     "Of these, the tables of stages that ran, for the models and systems that are left."
     gone = {line.split(":")[0] for line in missing}
     reads = tables_of_run(stages)
-    return [t for t in reads if TABLES[t].stage not in STAGES or STAGES[TABLES[t].stage].notebook not in gone]
+    return [
+        t for t in reads
+        if TABLES[t].stage not in STAGES or STAGES[TABLES[t].stage].notebook not in gone]
 
 # %% ../nbs/14_report.ipynb #section_or_gap
 def section(heading, blocks, needs, at_hand):
@@ -242,7 +260,8 @@ def section(heading, blocks, needs, at_hand):
     if not lacks: return Section(heading=heading, blocks=blocks())
     stages = sorted({TABLES[t].stage for t in lacks})
     why = f"since {', '.join(stages)} did not run to its end (see the top of the page)"
-    return Section(heading=heading, blocks=[{"kind": "missing", "text": f"Missing: {', '.join(lacks)}, {why}."}])
+    return Section(heading=heading, blocks=[
+        {"kind": "missing", "text": f"Missing: {', '.join(lacks)}, {why}."}])
 
 # %% ../nbs/14_report.ipynb #role_rates
 BODY_CAMERA = {"officer": "12-13", "civilian": "44-50"}  # percent of words wrong, as published
@@ -252,22 +271,28 @@ def role_rates(
     counts,   # role, words, substitutions, deletions, insertions
     measure,  # what to call the rate
 ):
-    """Errors by role and for `all`, with `<measure>_percent` and, for officers and civilians, the published range.
+    """Errors by role and for `all`, with `<measure>_percent` and, for officers and civilians, the
+    published range.
 
-    The rate is empty where nothing was said: what a speaker who is nobody says is insertions, and counts in `all`.
+    The rate is empty where nothing was said. Words of a voice that is nobody's are insertions,
+    and count in `all`.
     """
     sums = error_rates(pl.concat([counts, counts.with_columns(role=pl.lit("all"))]))
     order = pl.col("role").replace_strict({r: i for i, r in enumerate(_ROLES)}, default=len(_ROLES))
     return sums.sort(order, "role").select(
-        pl.exclude("word_error_rate"), (pl.col("word_error_rate") * 100).alias(f"{measure}_percent"),
-        pl.col("role").replace_strict(BODY_CAMERA, default=None, return_dtype=pl.String).alias("body_cameras_published"))
+        pl.exclude("word_error_rate"),
+        (pl.col("word_error_rate") * 100).alias(f"{measure}_percent"),
+        pl.col("role").replace_strict(BODY_CAMERA, default=None, return_dtype=pl.String)
+        .alias("body_cameras_published"))
 
 # %% ../nbs/14_report.ipynb #turn_rates
 def turn_rates(errors):
     "DER and JER in percent by level, turns or segments, from the table `diarization_errors`."
     parts = ("missed", "false_alarm", "confused")
     sums = errors.sort("level", "scenario_id").group_by("level", maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias("clips"), pl.col("spoken", *parts).sum(), pl.col("jer").mean() * 100)
+        pl.len().cast(pl.Int64).alias("clips"),
+        pl.col("spoken", *parts).sum(),
+        pl.col("jer").mean() * 100)
     der = pl.when(pl.col("spoken") > 0).then(pl.sum_horizontal(parts) / pl.col("spoken") * 100)
     return sums.sort("level", descending=True).select(
         "level", "clips", pl.col("spoken", *parts).name.suffix("_s"), der.alias("der_percent"),
@@ -275,10 +300,11 @@ def turn_rates(errors):
 
 # %% ../nbs/14_report.ipynb #how_many
 def how_many(df, what, by, sums=()):
-    "Rows of `df` by the columns `by`, called `what`, with sums of some columns; the commonest first."
+    "Number of rows of `df` by the columns `by`, in a column `what`, and sums; the commonest first."
     return (
         df.group_by(by).agg(pl.len().cast(pl.Int64).alias(what), *(pl.col(c).sum() for c in sums))
-        .with_columns(pl.col(c).fill_null("") for c in by).sort(pl.col(what), *by, descending=[True] + [False] * len(by)))
+        .with_columns(pl.col(c).fill_null("") for c in by)
+        .sort(pl.col(what), *by, descending=[True] + [False] * len(by)))
 
 # %% ../nbs/14_report.ipynb #against
 def point_scores(points, messages, scores, systems, metric="rouge_l"):
@@ -286,18 +312,24 @@ def point_scores(points, messages, scores, systems, metric="rouge_l"):
     start = messages.select("scenario_id", "message", turn="first_turn")
     return (
         scores.join(points.select("scenario_id", "point", "message"), on=["scenario_id", "point"])
-        .join(start, on=["scenario_id", "message"]).join(systems.select("system_id", "system"), on="system_id")
+        .join(start, on=["scenario_id", "message"])
+        .join(systems.select("system_id", "system"), on="system_id")
         .group_by("system", "scenario_id", "turn").agg(pl.col(metric).mean().alias("value")))
 
 # %% ../nbs/14_report.ipynb #compare_runs
 def compare_runs(ours, theirs):
-    "Means of two runs' `point_scores`, each on its own points and on those that both have: one row a system."
+    """Means of two runs' `point_scores`, each on its own points and on those that both have: one
+    row for each system."""
     both = ours.join(theirs, on=["system", "scenario_id", "turn"], suffix="_other").sort(
         "system", "scenario_id", "turn")
-    def own(t, name): return t.sort("system", "scenario_id", "turn").group_by("system", maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias(f"points_{name}"), (pl.col("value").mean() * 100).alias(f"mean_{name}"))
+    def own(t, name):
+        return (
+            t.sort("system", "scenario_id", "turn").group_by("system", maintain_order=True).agg(
+                pl.len().cast(pl.Int64).alias(f"points_{name}"),
+                (pl.col("value").mean() * 100).alias(f"mean_{name}")))
     shared = both.group_by("system", maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias("points_both"), (pl.col("value").mean() * 100).alias("here_on_both"),
+        pl.len().cast(pl.Int64).alias("points_both"),
+        (pl.col("value").mean() * 100).alias("here_on_both"),
         (pl.col("value_other").mean() * 100).alias("other_on_both"))
     return own(ours, "here").join(own(theirs, "other"), on="system", how="inner").join(
         shared, on="system", how="left").sort("system")
@@ -313,7 +345,8 @@ HEADINGS = {
 
 # %% ../nbs/14_report.ipynb #wide_table
 def wide_table(table):
-    """Table 3 or 4 for reading: one row a system, one column a metric, each cell 'paper / ours / difference'.
+    """Table 3 or 4 for reading: one row a system, one column a metric, each cell
+    'paper / ours / difference'.
 
     The last column says why there is no difference.
     """
@@ -342,10 +375,12 @@ def scenario_means(scores, order):
         pl.col("rouge_l").mean(), pl.len().alias("points"))
     return (
         by_scenario.group_by("system_id", **in_order).agg(
-            ((pl.col("rouge_l") * pl.col("points")).sum() / pl.col("points").sum() * 100).alias("mean_over_points"),
+            ((pl.col("rouge_l") * pl.col("points")).sum() / pl.col("points").sum() * 100)
+            .alias("mean_over_points"),
             (pl.col("rouge_l").mean() * 100).alias("mean_over_scenarios"),
             (pl.col("rouge_l").median() * 100).alias("median_scenario"),
-            (pl.col("points").max() / pl.col("points").sum() * 100).alias("percent_of_points_in_longest"))
+            (pl.col("points").max() / pl.col("points").sum() * 100)
+            .alias("percent_of_points_in_longest"))
         .join(order.select("system_id", "system"), on="system_id")
         .sort("system")
         .select("system", pl.exclude("system", "system_id")))
@@ -353,28 +388,36 @@ def scenario_means(scores, order):
 # %% ../nbs/14_report.ipynb #summary
 def corpus_lines(t, accounting):
     "What the summary says of the corpus: as many lines as its tables are at hand."
-    if not {"platforms", "duplicates", "trace", "split", "points"} <= set(t): return ["corpus     not at hand"]
+    if not {"platforms", "duplicates", "trace", "split", "points"} <= set(t):
+        return ["corpus     not at hand"]
     whole = t["platforms"].filter(platform="all").row(0, named=True)
-    counts = dict(accounting.filter(stage="corpus").group_by("measure").agg(pl.col("count").sum()).rows())
+    counts = dict(
+        accounting.filter(stage="corpus").group_by("measure").agg(pl.col("count").sum()).rows())
     pairs, sides = len(t["duplicates"]), t["split"].filter(split="test")
     budget = ", ".join(f"{p} {s:.1%}" for p, _, s in word_budget(t["trace"]).rows())
     return [
-        f"corpus     {whole['scenarios']:,} scenarios, {whole['turns']:,} turns, {whole['words']:,} words; "
+        f"corpus     {whole['scenarios']:,} scenarios, {whole['turns']:,} turns, "
+        f"{whole['words']:,} words; "
         f"{counts.get('repaired', 0):,} repairs, {counts.get('rejected', 0):,} records rejected, "
         f"{pairs:,} near-duplicate pair{'s' * (pairs != 1)}",
         f"clean      {budget} of the raw words",
-        f"test       {len(sides):,} scenarios, {len(t['points'].filter(split='test')):,} scored points"]
+        f"test       {len(sides):,} scenarios, "
+        f"{len(t['points'].filter(split='test')):,} scored points"]
 
 # %% ../nbs/14_report.ipynb #summary_text
 def summary_text(title, notice, t, order, accounting, missing=()):
     "The report in one screen of text, from the tables `t` that are at hand."
-    lines = [title, *filter(None, [notice]), *(f"missing    {m}" for m in missing), "", *corpus_lines(t, accounting)]
+    lines = [
+        title, *filter(None, [notice]), *(f"missing    {m}" for m in missing),
+        "", *corpus_lines(t, accounting)]
     if "system_scores" in t:
-        lines += ["", f"{'system':12}{'ROUGE-L':>9}{'BLEU-4s':>9}{'BLEU-4c':>9}{'METEOR':>9}{'BERTSc.':>9}"
-                  "   (BLEU-4: s sentence mean, smoothed; c corpus)"]
-        best = t["system_scores"].join(order.select("system_id", "system"), on="system_id").sort("system")
+        lines += ["", f"{'system':12}{'ROUGE-L':>9}{'BLEU-4s':>9}{'BLEU-4c':>9}"
+                  f"{'METEOR':>9}{'BERTSc.':>9}   (BLEU-4: s sentence mean, smoothed; c corpus)"]
+        best = t["system_scores"].join(
+            order.select("system_id", "system"), on="system_id").sort("system")
         lines += [
-            f"{r['system']:12}{r['rouge_l']*100:9.1f}{r['bleu_4']*100:9.1f}{r['corpus_bleu_4']*100:9.1f}"
+            f"{r['system']:12}{r['rouge_l']*100:9.1f}{r['bleu_4']*100:9.1f}"
+            f"{r['corpus_bleu_4']*100:9.1f}"
             f"{r['meteor']*100:9.1f}{r['bertscore_f1']:9.3f}" for r in best.rows(named=True)]
     if {"coverage", "adapters"} <= set(t) and len(t["adapters"]):
         lines += ["", *coverage_line(t["coverage"], t["adapters"])]

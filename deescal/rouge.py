@@ -25,11 +25,14 @@ def rouge_tokens(text):
 
 # %% ../nbs/09b_rouge.ipynb #encode_tokens
 def encode_tokens(*texts):
-    "Lists of texts as lists of strings with one character a token, the same character for the same token in all lists."
+    """Lists of texts as lists of strings with one character a token.
+
+    The same token has the same character in all lists."""
     known = {}
     def char(token):
         i = known.setdefault(token, len(known))
-        return chr(i + 0x100 if i < 0xD700 else i + 0x900)  # past the surrogates, which are no characters
+        # past the surrogates, which are not characters
+        return chr(i + 0x100 if i < 0xD700 else i + 0x900)
     return [["".join(map(char, rouge_tokens(t))) for t in ts] for ts in texts]
 
 # %% ../nbs/09b_rouge.ipynb #rouge_l

@@ -19,64 +19,94 @@ from .metrics import METRICS, corpus_bleu, score_replies
 
 # %% ../nbs/11_score.ipynb #means_fn
 def system_means(pairs, scores):
-    "Table `system_scores` without the column `errors`: means over points, corpus BLEU, how many points and flags."
+    """Table `system_scores` without the column `errors`: means over points, corpus BLEU, and how
+    many points and flags."""
     bleu = pl.DataFrame(
         [
-            (s[0], corpus_bleu(g["reply"].to_list(), g["reference"].to_list()), len(g), int((g["flag"] != "").sum()))
+            (
+                s[0],
+                corpus_bleu(g["reply"].to_list(), g["reference"].to_list()),
+                len(g),
+                int((g["flag"] != "").sum()))
             for s, g in pairs.group_by("system_id", maintain_order=True)],
         orient="row",
-        schema={"system_id": pl.String, "corpus_bleu_4": pl.Float64, "points": pl.Int64, "flagged": pl.Int64})
-    return scores.group_by("system_id", maintain_order=True).agg(pl.col(*METRICS).mean()).join(bleu, on="system_id")
+        schema={
+            "system_id": pl.String, "corpus_bleu_4": pl.Float64,
+            "points": pl.Int64, "flagged": pl.Int64})
+    return (
+        scores.group_by("system_id", maintain_order=True)
+        .agg(pl.col(*METRICS).mean())
+        .join(bleu, on="system_id"))
 
 # %% ../nbs/11_score.ipynb #paired_test
 def paired_test(a, b, seed=0, resamples=9999):
-    "(mean of a - b, two-sided p-value): a paired permutation test of two arrays whose units correspond."
+    "(mean of a - b, two-sided p-value): a paired permutation test of two arrays, unit by unit."
     from scipy.stats import permutation_test
     a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if len(a) < 2 or np.array_equal(a, b): return float((a - b).mean()) if len(a) else 0.0, 1.0
     result = permutation_test(
-        (a, b), lambda x, y, axis: (x - y).mean(axis=axis), permutation_type="samples", vectorized=True,
+        (a, b), lambda x, y, axis: (x - y).mean(axis=axis),
+        permutation_type="samples", vectorized=True,
         n_resamples=resamples, batch=500, rng=np.random.default_rng(seed))
     return float(result.statistic), float(result.pvalue)
 
 # %% ../nbs/11_score.ipynb #base_against_tuned
 def base_against_tuned(scores, systems, seed=0):
-    "The table `differences`: each tuned system less the base of the same model, by scenario, on each metric."
-    at = ["scenario_id", "point", "sample"]  # only where both replied: an error row must not make a difference
+    """The table `differences`: each tuned system less the base of the same model, by scenario, on
+    each metric."""
+    # only where both replied: an error row must not make a difference
+    at = ["scenario_id", "point", "sample"]
     pairs = systems.filter(variant="tuned").join(
         systems.filter(variant="base"), on=["model", "revision"], suffix="_base")
     rows = []
     for tuned, base in pairs.select("system_id", "system_id_base").iter_rows():
-        shared = scores.filter(system_id=tuned).join(scores.filter(system_id=base), on=at, suffix="_base").sort(at)
+        shared = scores.filter(system_id=tuned).join(
+            scores.filter(system_id=base), on=at, suffix="_base").sort(at)
         both = shared.group_by("scenario_id", maintain_order=True).agg(
             pl.col(*METRICS, *(f"{m}_base" for m in METRICS)).mean())
-        rows += [(tuned, base, m, *paired_test(both[m], both[f"{m}_base"], seed), len(both)) for m in METRICS]
+        rows += [
+            (tuned, base, m, *paired_test(both[m], both[f"{m}_base"], seed), len(both))
+            for m in METRICS]
     return pl.DataFrame(rows, orient="row", schema=TABLES["differences"].schema)
 
 # %% ../nbs/11_score.ipynb #file
+_FIELDS = {"scenario_id": str, "point": int, "reply": str, "sample": int, "system": str}
+
+def _reply_in(line, system, fail):
+    "The object in one line, its fields checked; `fail(what, remedy)` raises what is wrong with it."
+    try: r = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        fail(f"not JSON: {e}", "write one JSON object a line")
+    if not isinstance(r, dict):
+        fail("not an object", 'write {"scenario_id": ..., "point": ..., "reply": ...}')
+    r = {"system": system, "sample": 0} | r
+    for name, kind in _FIELDS.items():
+        if type(r.get(name)) is not kind:
+            fail(f"{name} is {r.get(name)!r}" if name != "reply" else "reply is no text",
+                 f"give it as {kind.__name__}")
+    if unknown := set(r) - set(_FIELDS):
+        fail(f"unknown: {', '.join(sorted(unknown))}",
+             did_you_mean(min(unknown), ["system", "sample", "scenario_id", "point", "reply"]))
+    if not 0 <= r["sample"] < 1000:
+        fail(f"sample is {r['sample']}", "count the samples of a point from 0")
+    return r
+
+# %% ../nbs/11_score.ipynb #read_replies
 def read_replies(path, points):
-    """Replies from the JSON Lines file `path` as (system_id, scenario_id, point, sample, reply), checked against the
-    test points of `points`. The system is named by `system` in each line, else by the file; `sample` counts from 0."""
+    """Replies from the JSON Lines file `path` as (system_id, scenario_id, point, sample, reply).
+
+    They are checked against the test points of `points`. The system is named by `system` in each
+    line, else by the file; `sample` counts from 0."""
     path, rows, seen, names = Path(path), [], {}, {}
     asked = set(points.filter(split="test").select("scenario_id", "point").iter_rows())
     def fail(n, what, remedy): raise InputError(what, where=f"{path}, line {n}", remedy=remedy)
     try: lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as e:
-        raise InputError(f"not readable: {e}", where=path, remedy="give a file in UTF-8, one JSON object a line") from e
+        raise InputError(f"not readable: {e}", where=path,
+                         remedy="give a file in UTF-8, one JSON object a line") from e
     for n, line in enumerate(lines, 1):
         if not line.strip(): continue
-        try: r = json.loads(line)
-        except (ValueError, RecursionError) as e: fail(n, f"not JSON: {e}", "write one JSON object a line")
-        if not isinstance(r, dict): fail(n, "not an object", 'write {"scenario_id": ..., "point": ..., "reply": ...}')
-        r = {"system": path.stem, "sample": 0} | r
-        for name, kind in (("scenario_id", str), ("point", int), ("reply", str), ("sample", int), ("system", str)):
-            if type(r.get(name)) is not kind:
-                fail(n, f"{name} is {r.get(name)!r}" if name != "reply" else "reply is no text",
-                     f"give it as {kind.__name__}")
-        if unknown := set(r) - {"system", "sample", "scenario_id", "point", "reply"}:
-            fail(n, f"unknown: {', '.join(sorted(unknown))}",
-                 did_you_mean(min(unknown), ["system", "sample", "scenario_id", "point", "reply"]))
-        if not 0 <= r["sample"] < 1000: fail(n, f"sample is {r['sample']}", "count the samples of a point from 0")
+        r = _reply_in(line, path.stem, lambda what, remedy: fail(n, what, remedy))
         if names.setdefault(safe_id(r["system"]), r["system"]) != r["system"]:
             fail(n, f"two systems would be called {safe_id(r['system'])}",
                  "give them names that differ in letters or digits")
@@ -88,29 +118,39 @@ def read_replies(path, points):
                  "take scenario_id and point from the run's table points, split test")
         key = (safe_id(r["system"]), r["scenario_id"], r["point"], r["sample"])
         if key in seen:
-            fail(n, f"the same point as in line {seen[key]}", "give each sample of a point a number: sample")
+            fail(n, f"the same point as in line {seen[key]}",
+                 "give each sample of a point a number: sample")
         seen[key] = n
         rows.append((*key, r["reply"]))
-    if not rows: raise InputError("no reply in it", where=path, remedy="write one JSON object a line")
-    return pl.DataFrame(rows, orient="row", schema={"system_id": pl.String, "scenario_id": pl.String, "point": pl.Int64,
-                                                    "sample": pl.Int64, "reply": pl.String})
+    if not rows:
+        raise InputError("no reply in it", where=path, remedy="write one JSON object a line")
+    return pl.DataFrame(rows, orient="row", schema={
+        "system_id": pl.String, "scenario_id": pl.String, "point": pl.Int64,
+        "sample": pl.Int64, "reply": pl.String})
 
 # %% ../nbs/11_score.ipynb #file_score
 def score_file(run, path, encoder="minilm"):
-    """Score the replies in the file `path` at the run's test points: (scores, means), the means with the points
-    unanswered."""
+    """Score the replies in the file `path` at the run's test points: (scores, means).
+
+    The means have a column with the number of points unanswered."""
     points = run.read("points")
     replies = read_replies(path, points).sort("system_id", "scenario_id", "point", "sample")
     pairs = replies.join(points, on=["scenario_id", "point"], maintain_order="left").with_columns(
         pl.lit("").alias("flag"))
-    scores = pl.concat([pairs.select("system_id", "scenario_id", "point", "sample"),
-                        score_replies(pairs["reply"], pairs["reference"], encoder=encoder)], how="horizontal")
-    answered = pairs.select("system_id", "scenario_id", "point").unique().group_by("system_id").len("answered")
+    scores = pl.concat(
+        [
+            pairs.select("system_id", "scenario_id", "point", "sample"),
+            score_replies(pairs["reply"], pairs["reference"], encoder=encoder)],
+        how="horizontal")
+    answered = (
+        pairs.select("system_id", "scenario_id", "point").unique()
+        .group_by("system_id").len("answered"))
     total = points.filter(split="test").height
     means = (
         system_means(pairs, scores).drop("flagged").rename({"points": "replies"})
         .join(answered, on="system_id").sort("system_id"))
-    return scores, means.with_columns((total - pl.col("answered").cast(pl.Int64)).alias("unanswered")).drop("answered")
+    return scores, means.with_columns(
+        (total - pl.col("answered").cast(pl.Int64)).alias("unanswered")).drop("answered")
 
 # %% ../nbs/11_score.ipynb #score_command
 def score_command(run, path, encoder):
@@ -118,9 +158,10 @@ def score_command(run, path, encoder):
     scores, means = score_file(run, path, encoder)
     target = Path(path).with_suffix(".scores.csv")
     write_text(target, scores.write_csv())
-    with pl.Config(tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=3, tbl_hide_dataframe_shape=True,
-                   tbl_hide_column_data_types=True): print(means)
+    with pl.Config(
+            tbl_rows=-1, tbl_cols=-1, tbl_width_chars=160, float_precision=3,
+            tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True): print(means)
     if means["unanswered"].sum():
-        print("Some points have no reply; these means are over the others and cannot be compared with a system that "
-              "answers all.")
+        print("Some points have no reply; these means are over the others and cannot be compared "
+              "with a system that answers all.")
     print(f"Scores of each reply: {target}")

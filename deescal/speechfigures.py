@@ -19,6 +19,7 @@ def _envelope(samples, rate, parts=50):
     block = samples[:n].reshape(-1, rate // parts)
     return np.arange(len(block)) / parts, block.min(1), block.max(1)
 
+# %% ../nbs/13c_speechfigures.ipynb #lanes
 def _lanes(ax, turns, voice):
     "Bars of turns, a lane a speaker, and of voice below; the names of the lanes."
     names = turns["who"].unique(maintain_order=True).to_list()
@@ -26,10 +27,12 @@ def _lanes(ax, turns, voice):
         spans = turns.filter(who=who).select("start_s", pl.col("end_s") - pl.col("start_s")).rows()
         ax.broken_barh(spans, (-names.index(who) - 0.4, 0.8), color=colour)
     if voice is not None:
-        ax.broken_barh(voice.select("start_s", pl.col("end_s") - pl.col("start_s")).rows(), (-len(names) - 0.4, 0.8),
+        ax.broken_barh(voice.select("start_s", pl.col("end_s") - pl.col("start_s")).rows(),
+                       (-len(names) - 0.4, 0.8),
                        facecolor="white", edgecolor="black", hatch="////", linewidth=0.8)
     return names + ["voice detected"] * (voice is not None)
 
+# %% ../nbs/13c_speechfigures.ipynb #waveform_drawn
 @styled
 def waveform_figure(
     samples,     # (n,) float32
@@ -47,7 +50,8 @@ def waveform_figure(
     low.set(yticks=[-i for i in range(len(names))], yticklabels=names, xlabel="seconds")
     spoken = float((turns["end_s"] - turns["start_s"]).sum())
     finding = finding or (
-        f"{len(turns)} turns of {turns['who'].n_unique()} speakers, {spoken:.0f} of {len(samples) / rate:.0f} s")
+        f"{len(turns)} turns of {turns['who'].n_unique()} speakers, "
+        f"{spoken:.0f} of {len(samples) / rate:.0f} s")
     fig.suptitle(finding, fontsize=11)
     return fig, f"A waveform above the bars of its turns. {finding}."
 
@@ -60,12 +64,13 @@ def loop_figure(
     fig = Figure(figsize=(9.5, 2.8), layout="constrained")
     ax = fig.subplots()
     length = (cues["end_s"] - cues["start_s"]).clip(0.02)
-    for cut, colour, hatch, label in ((False, "blue", "", "speech"), (True, "orange", "//", "the loop that was cut")):
+    for cut, colour, hatch, label in (
+            (False, "blue", "", "speech"), (True, "orange", "//", "the loop that was cut")):
         at = cues.select(
             length=length, rate=cues["words"] / length, start="start_s", cut="cut"
         ).filter(cut=cut)
-        ax.bar(at["start"], at["rate"], width=at["length"], align="edge", color=COLOURS[colour], hatch=hatch,
-               edgecolor="white", label=label)
+        ax.bar(at["start"], at["rate"], width=at["length"], align="edge",
+               color=COLOURS[colour], hatch=hatch, edgecolor="white", label=label)
     ax.axhline(6, color=COLOURS["grey"], linestyle=":", label="fast talkers")
     ax.axhline(8, color="black", linestyle="--", linewidth=1, label="faster than anyone can speak")
     ax.set(xlabel="seconds", ylabel="words a second")
@@ -85,7 +90,7 @@ ERROR_KINDS = (
 
 @styled
 def error_rates_figure(
-    rates,   # role, words, substitutions, deletions, insertions (word error rate = their sum / words)
+    rates,   # role, words, substitutions, deletions, insertions (their sum / words: the rate)
 ):
     "Word error rate by role, by kind of error: (figure, alt text)."
     fig = Figure(figsize=(8, 0.9 + 0.5 * len(rates)), layout="constrained")
@@ -93,8 +98,8 @@ def error_rates_figure(
     total, says = rates["words"].clip(1).to_numpy(), []
     for kind, colour, hatch in ERROR_KINDS:
         share = rates[kind].to_numpy() / total
-        ax.barh(rates["role"].to_list(), share, left=left, color=COLOURS[colour], hatch=hatch, edgecolor="white",
-                label=kind)
+        ax.barh(rates["role"].to_list(), share, left=left, color=COLOURS[colour],
+                hatch=hatch, edgecolor="white", label=kind)
         left = left + share
     for role, value, n in zip(rates["role"], left, rates["words"]):
         ax.annotate(f" {value:.1%} of {n}", (value, role), va="center", fontsize=9)

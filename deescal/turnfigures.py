@@ -59,4 +59,5 @@ def der_figure(errors):
     ax.legend(frameon=False, ncols=3, loc="lower right")
     fig.suptitle(finding, fontsize=11)
     worst = errors["clip"][int(left.argmax())] if len(errors) else "none"
-    return fig, f"Bars of errors by clip, missed, false alarm and confused. {finding}; most of all in {worst}."
+    return fig, (f"Bars of errors by clip, missed, false alarm and confused. {finding}; "
+                 f"most of all in {worst}.")

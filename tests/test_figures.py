@@ -11,8 +11,8 @@ from deescal.toys import sample_tables
 # %% ../nbs/13b_figures.ipynb #figures_test
 def test_figures_say_what_they_show_and_stand_an_empty_corpus():
     t = sample_tables()
-    for made in (words_figure(t["trace"]), cut_figure(t["turns"], t["clean_turns"]), roles_figure(t["turns"]),
-                 graph_figure(t["duplicates"], t["scenarios"])):
+    for made in (words_figure(t["trace"]), cut_figure(t["turns"], t["clean_turns"]),
+                 roles_figure(t["turns"]), graph_figure(t["duplicates"], t["scenarios"])):
         fig, alt = made
         assert len(alt) > 30 and alt.endswith(".") and fig.get_suptitle()
     nothing = t["turns"].head(0)
@@ -27,7 +27,8 @@ def test_the_bar_names_every_part():
 def test_figures_are_the_same_bytes_twice(tmp_path):
     turns = pl.DataFrame({"words": [1, 5, 9, 30]})
     scenarios = pl.DataFrame({"turns": [2, 20], "tokens": [50, 5000]})
-    for name in "ab": save_figure(Run(name, root=tmp_path), "f", lengths_figure(turns, scenarios)[0], "toy")
+    for name in "ab":
+        save_figure(Run(name, root=tmp_path), "f", lengths_figure(turns, scenarios)[0], "toy")
     for kind in ("png", "svg"):
         a, b = ((Run(n, root=tmp_path).figures/f"f.{kind}").read_bytes() for n in "ab")
         assert a == b and len(a) > 2000
@@ -38,5 +39,6 @@ def test_the_figure_names_the_loss_of_the_adapter_that_is_kept():
     losses = pl.DataFrame(
         [(0, "validation", 3.0), (5, "train", 2.0), (5, "validation", 4.0)], orient="row",
         schema=["step", "split", "loss"])
-    assert "3.00 nats a token at step 0, 4.00 at step 5, whose adapter is kept" in loss_figure(losses, 5)[1]
+    said = "3.00 nats a token at step 0, 4.00 at step 5, whose adapter is kept"
+    assert said in loss_figure(losses, 5)[1]
     assert "does not fall" in loss_figure(losses, 5)[0].axes[0].get_title()

@@ -23,7 +23,8 @@ def test_smoothed_bleu_by_hand():
     # "a b c" against "a b d": 1-grams 2/3, 2-grams 1/2, 3-grams 0/1, 4-grams 0/0;
     # one added to each; no brevity penalty
     assert smoothed_bleu(list("abc"), list("abd")) == pytest.approx((3/4 * 2/3 * 1/2 * 1/1) ** 0.25)
-    assert smoothed_bleu(list("ab"), list("abcd")) == pytest.approx(math.exp(1 - 2)) and smoothed_bleu([], ["a"]) == 0
+    assert smoothed_bleu(list("ab"), list("abcd")) == pytest.approx(math.exp(1 - 2))
+    assert smoothed_bleu([], ["a"]) == 0
 
 # %% ../nbs/09c_metrics.ipynb #corpus_bleu_test
 def test_corpus_bleu_equals_summed_counts():
@@ -35,7 +36,9 @@ def test_corpus_bleu_equals_summed_counts():
     log = 0.0
     for n in range(1, 5):
         grams = lambda t: [tuple(t[i:i+n]) for i in range(len(t)-n+1)]
-        hit = sum(min(grams(p).count(g), grams(q).count(g)) for p, q in pairs for g in set(grams(p)))
+        hit = sum(
+            min(grams(p).count(g), grams(q).count(g))
+            for p, q in pairs for g in set(grams(p)))
         log += math.log(hit / sum(len(grams(p)) for p, _ in pairs)) / 4
     lp, lq = sum(len(p) for p, _ in pairs), sum(len(q) for _, q in pairs)
     assert corpus_bleu(
@@ -50,9 +53,12 @@ def test_corpus_bleu_needs_pairs():
 # %% ../nbs/09c_metrics.ipynb #meteor_test
 def test_meteor_sees_synonyms_where_wordnet_is_there_and_says_so_where_not(tmp_path):
     wordnet, name = load_wordnet()
-    score = Meteor().compute(predictions=["the car stopped"], references=["the auto stopped"])["meteor"][0]
-    none, said = load_wordnet(debian=str(tmp_path)) if "NLTK" not in name else (_NoWordNet(), "no WordNet")
-    assert (score > 0.9) == bool(wordnet.synsets("car")) and "no WordNet" in said and none.synsets("car") == []
+    score = Meteor().compute(
+        predictions=["the car stopped"], references=["the auto stopped"])["meteor"][0]
+    none, said = (
+        load_wordnet(debian=str(tmp_path)) if "NLTK" not in name else (_NoWordNet(), "no WordNet"))
+    assert (score > 0.9) == bool(wordnet.synsets("car"))
+    assert "no WordNet" in said and none.synsets("car") == []
     assert ("WordNet" in Meteor().variant) and name in Meteor().variant
 
 def test_meteor_by_hand():
@@ -82,10 +88,13 @@ def test_a_score_does_not_depend_on_the_other_pairs():
 
 # %% ../nbs/09c_metrics.ipynb #score_refuses_test
 def test_only_the_metrics_asked_for_and_no_pairs():
-    assert score_replies(["a"], ["a"], metrics=("rouge_l",)).columns == ["rouge_l"] and len(score_replies([], [])) == 0
-    with pytest.raises(DeescalError, match="rouge_l"): score_replies(["a"], ["a"], metrics=("rougel",))
+    assert score_replies(["a"], ["a"], metrics=("rouge_l",)).columns == ["rouge_l"]
+    assert len(score_replies([], [])) == 0
+    with pytest.raises(DeescalError, match="rouge_l"):
+        score_replies(["a"], ["a"], metrics=("rougel",))
     with pytest.raises(DeescalError, match="one reference"): score_replies(["a"], [])
-    with pytest.raises(DeescalError, match="reference 1 is None"): score_replies(["a", "b"], ["a", None])
+    with pytest.raises(DeescalError, match="reference 1 is None"):
+        score_replies(["a", "b"], ["a", None])
     assert score_replies(["a\ud800"], ["a"], metrics="rouge_l").columns == ["rouge_l"]
     same = ["a b c d e"]
     assert corpus_bleu(same, same) == 1 and score_replies(same, same, "bleu_4").row(0) == (1,)

@@ -71,19 +71,24 @@ def test_cells_read_well():
 # %% ../nbs/14_report.ipynb #coverage_test
 def test_the_coverage_line_says_what_is_learned_and_what_a_cut_keeps():
     schema = {
-        "model": pl.String, "split": pl.String, "civilian_tokens": pl.Int64, "supervised_tokens": pl.Int64,
-        "published_cut": pl.Int64}
-    table = pl.DataFrame([("m", "train", 1000, 1000, 430), ("m", "validation", 9, 9, 9)], orient="row", schema=schema)
+        "model": pl.String, "split": pl.String,
+        "civilian_tokens": pl.Int64, "supervised_tokens": pl.Int64, "published_cut": pl.Int64}
+    table = pl.DataFrame(
+        [("m", "train", 1000, 1000, 430), ("m", "validation", 9, 9, 9)],
+        orient="row", schema=schema)
     assert coverage_line(table, pl.DataFrame({"model": ["m"], "epochs": [2.0]})) == [
-        "m: 1,000 civilian tokens in the training split, 1,000 of them a target in each of 2 epochs (100.0%); "
+        "m: 1,000 civilian tokens in the training split, 1,000 of them a target "
+        "in each of 2 epochs (100.0%); "
         "cutting each scenario at 2,048 tokens would keep 430 (43.0%)."]
 
 # %% ../nbs/14_report.ipynb #blocks_test
 def test_a_block_holds_text_as_it_is_and_numbers_as_they_read():
     block = table_block(pl.DataFrame({"label_x": [EVIL], "n": [1234567]}), EVIL)
-    assert block["rows"] == [[EVIL, "1,234,567"]] and block["numeric"] == [False, True] and block["head"][0] == "label x"
+    assert block["rows"] == [[EVIL, "1,234,567"]]
+    assert block["numeric"] == [False, True] and block["head"][0] == "label x"
     assert json.loads(json.dumps(block)) == block
-    shown = Section(heading=EVIL, blocks=[block, text_block(EVIL), figure_block("f", EVIL)])._repr_markdown_()
+    blocks = [block, text_block(EVIL), figure_block("f", EVIL)]
+    shown = Section(heading=EVIL, blocks=blocks)._repr_markdown_()
     assert "<script" not in shown and "1,234,567" in shown
 
 # %% ../nbs/14_report.ipynb #missing_test
@@ -91,39 +96,52 @@ def test_what_a_failed_job_would_have_written_is_not_read_and_is_named():
     at_hand = tables_at_hand(["11_score: stopped", "09_finetune-qwen: out of memory"])
     assert "scores" not in at_hand and "turns" in at_hand and "adapters" in at_hand
     later = tables_at_hand([], ["corpus", "audit", "report"])
-    assert "turns" in later and "accounting" in later and not {"videos", "transcripts", "scores"} & set(later)
+    assert "turns" in later and "accounting" in later
+    assert not {"videos", "transcripts", "scores"} & set(later)
     lacking = section("Scores", lambda: 1 / 0, "turns scores", at_hand)
     assert "scores" in lacking["blocks"][0]["text"] and lacking["blocks"][0]["kind"] == "missing"
-    assert section("Corpus", lambda: [text_block("x")], "turns", at_hand)["blocks"] == [text_block("x")]
+    there = section("Corpus", lambda: [text_block("x")], "turns", at_hand)
+    assert there["blocks"] == [text_block("x")]
 
 # %% ../nbs/14_report.ipynb #rates_test
 def _errors(*rows):
     return pl.DataFrame(rows, orient="row", schema={
-        "role": pl.String, **dict.fromkeys(("words", "substitutions", "deletions", "insertions"), pl.Int64)})
+        "role": pl.String,
+        **dict.fromkeys(("words", "substitutions", "deletions", "insertions"), pl.Int64)})
 
 def test_errors_of_nobody_count_in_all_and_have_no_rate_of_their_own():
-    table = role_rates(_errors(("nobody", 0, 0, 0, 5), ("civilian", 50, 5, 5, 0), ("officer", 50, 0, 0, 0)), "cpwer")
+    table = role_rates(
+        _errors(("nobody", 0, 0, 0, 5), ("civilian", 50, 5, 5, 0), ("officer", 50, 0, 0, 0)), "cpwer")
     assert table.select("role", "cpwer_percent", "body_cameras_published").rows() == [
-        ("officer", 0.0, "12-13"), ("civilian", 20.0, "44-50"), ("nobody", None, None), ("all", 15.0, None)]
+        ("officer", 0.0, "12-13"), ("civilian", 20.0, "44-50"),
+        ("nobody", None, None), ("all", 15.0, None)]
     assert len(role_rates(_errors(), "wer")) == 0
 
 def test_seconds_are_pooled_before_they_are_divided():
-    seconds = {"spoken": [10.0, 90.0], "missed": [5.0, 0.0], "false_alarm": [0.0, 3.0], "confused": [0.0, 2.0]}
-    errors = pl.DataFrame({"scenario_id": ["a", "b"], "level": ["turns"] * 2, **seconds, "jer": [0.5, None]})
+    seconds = {
+        "spoken": [10.0, 90.0], "missed": [5.0, 0.0],
+        "false_alarm": [0.0, 3.0], "confused": [0.0, 2.0]}
+    errors = pl.DataFrame(
+        {"scenario_id": ["a", "b"], "level": ["turns"] * 2, **seconds, "jer": [0.5, None]})
     assert turn_rates(errors).row(0) == ("turns", 2, 100.0, 5.0, 3.0, 2.0, 10.0, 50.0)
-    assert turn_rates(errors.with_columns(spoken=0.0))["der_percent"][0] is None and not len(turn_rates(errors.clear()))
+    assert turn_rates(errors.with_columns(spoken=0.0))["der_percent"][0] is None
+    assert not len(turn_rates(errors.clear()))
 
 def test_what_became_of_records_is_counted():
-    df = pl.DataFrame({"status": ["ok", "gone", "ok"], "reason": [None, "private", None], "words": [2, 0, 3]})
-    assert how_many(df, "videos", ["status", "reason"], ["words"]).rows() == [("ok", "", 2, 5), ("gone", "private", 1, 0)]
+    df = pl.DataFrame(
+        {"status": ["ok", "gone", "ok"], "reason": [None, "private", None], "words": [2, 0, 3]})
+    assert how_many(df, "videos", ["status", "reason"], ["words"]).rows() == [
+        ("ok", "", 2, 5), ("gone", "private", 1, 0)]
     assert how_many(df, "videos", ["status"]).columns == ["status", "videos"]
 
 # %% ../nbs/14_report.ipynb #against_test
 def test_runs_are_compared_on_all_and_on_common_points():
-    def run_of(rows): return pl.DataFrame(rows, schema=["system", "scenario_id", "turn", "value"], orient="row")
+    def run_of(rows):
+        return pl.DataFrame(rows, schema=["system", "scenario_id", "turn", "value"], orient="row")
     a = run_of([("x", "s", 1, 0.5), ("x", "s", 3, 0.1), ("y", "s", 1, 0.2)])
     b = run_of([("x", "s", 1, 0.7), ("x", "t", 9, 0.9)])
-    assert compare_runs(a, b).rows() == [("x", 2, pytest.approx(30.0), 2, pytest.approx(80.0), 1, 50.0, 70.0)]
+    assert compare_runs(a, b).rows() == [
+        ("x", 2, pytest.approx(30.0), 2, pytest.approx(80.0), 1, 50.0, 70.0)]
 
 # %% ../nbs/14_report.ipynb #wide_test
 def test_cells_show_paper_ours_and_difference_or_why_not():

@@ -13,7 +13,8 @@ def test_rouge_l_equals_the_reference_implementation():
     from rouge_score.rouge_scorer import RougeScorer
     scorer, r = RougeScorer(["rougeL"]), random.Random(1)
     vocabulary = "i don't know what you want me to do sir — no, no! 12 it's Né".split(" ")
-    pairs = [tuple(" ".join(r.choices(vocabulary, k=r.randrange(12))) for _ in "ab") for _ in range(300)]
+    pairs = [
+        tuple(" ".join(r.choices(vocabulary, k=r.randrange(12))) for _ in "ab") for _ in range(300)]
     ours = rouge_l_scores(*zip(*pairs))
     assert ours == pytest.approx([scorer.score(b, a)["rougeL"].fmeasure for a, b in pairs])
     assert ours.max() > 0.5 and len(set(ours)) > 30

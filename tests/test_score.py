@@ -22,10 +22,13 @@ P, R = [p for p, _ in PAIRS], [r for _, r in PAIRS]
 # %% ../nbs/11_score.ipynb #means_test
 def test_systems_that_differ_in_chance_alone_are_no_different():
     r = np.random.default_rng(1)
-    p = [paired_test(r.normal(0.2, 0.1, 60), r.normal(0.2, 0.1, 60), seed=i, resamples=999)[1] for i in range(60)]
+    p = [
+        paired_test(r.normal(0.2, 0.1, 60), r.normal(0.2, 0.1, 60), seed=i, resamples=999)[1]
+        for i in range(60)]
     assert 0 <= sum(x < 0.05 for x in p) <= 8, "one in twenty, by chance"
     a = r.normal(0.2, 0.1, 60)
-    assert paired_test(a + 0.05 + r.normal(0, 0.05, 60), a)[1] < 0.001 and paired_test(a, a) == (0.0, 1.0)
+    assert paired_test(a + 0.05 + r.normal(0, 0.05, 60), a)[1] < 0.001
+    assert paired_test(a, a) == (0.0, 1.0)
 
 def test_the_p_value_is_that_of_all_sign_flips():
     from itertools import product
@@ -36,17 +39,21 @@ def test_the_p_value_is_that_of_all_sign_flips():
 
 def test_only_base_and_tuned_of_one_model_are_compared():
     schema = {
-        "system": pl.String, "system_id": pl.String, "model": pl.String, "revision": pl.String, "variant": pl.String}
+        "system": pl.String, "system_id": pl.String, "model": pl.String,
+        "revision": pl.String, "variant": pl.String}
     systems = pl.DataFrame(
-        [("a-base", "1", "a", "r", "base"), ("a-tuned", "2", "a", "r", "tuned"), ("b-tuned", "3", "b", "r", "tuned"),
-         ("previous", "4", "previous", "", "baseline")], orient="row", schema=schema)
+        [("a-base", "1", "a", "r", "base"), ("a-tuned", "2", "a", "r", "tuned"),
+         ("b-tuned", "3", "b", "r", "tuned"), ("previous", "4", "previous", "", "baseline")],
+        orient="row", schema=schema)
     scores = pl.DataFrame(
         [(i, s, 0, 0, *[0.1 * int(i)] * 4) for i in "1234" for s in "xyz"], orient="row",
         schema=TABLES["scores"].schema)
     found = base_against_tuned(scores, systems)
     assert found.select("tuned_id", "base_id").unique().rows() == [("2", "1")]
-    assert found["difference"].to_list() == pytest.approx([0.1] * 4) and found["scenarios"].to_list() == [3] * 4
-    hard = pl.DataFrame([("1", s, 1, 0, *[0.0] * 4) for s in "xyz"], orient="row", schema=TABLES["scores"].schema)
+    assert found["difference"].to_list() == pytest.approx([0.1] * 4)
+    assert found["scenarios"].to_list() == [3] * 4
+    hard = pl.DataFrame(
+        [("1", s, 1, 0, *[0.0] * 4) for s in "xyz"], orient="row", schema=TABLES["scores"].schema)
     assert base_against_tuned(pl.concat([scores, hard]), systems).equals(found), \
         "a point that one system did not answer"
 
@@ -64,7 +71,8 @@ def test_replies_from_elsewhere_are_scored(run_with_points, tmp_path):
     f.write_text('{"scenario_id": "s1", "point": 0, "reply": "Dale."}\n\n'
                  '{"scenario_id": "s1", "point": 0, "reply": "", "sample": 1}\n')
     scores, means = score_file(run_with_points, f)
-    f.write_text(f.read_text() + '{"scenario_id": "s1", "point": 0, "reply": "a\u2028b", "sample": 2}\n')
+    f.write_text(
+        f.read_text() + '{"scenario_id": "s1", "point": 0, "reply": "a\u2028b", "sample": 2}\n')
     assert score_file(run_with_points, f)[0].height == 3
     f.write_text("\n".join(f.read_text().split("\n")[:3]))
     assert scores["rouge_l"].to_list() == [1.0, 0.0] \

@@ -21,6 +21,7 @@ def test_figures_of_nothing_are_figures():
     empty = pl.DataFrame(schema={"start_s": pl.Float64, "end_s": pl.Float64, "who": pl.String})
     assert waveform_figure(np.zeros(0, np.float32), empty)[0]
     assert loop_figure(pl.DataFrame(
-        schema={"start_s": pl.Float64, "end_s": pl.Float64, "words": pl.Int64, "cut": pl.Boolean}))[0]
+        schema={"start_s": pl.Float64, "end_s": pl.Float64, "words": pl.Int64,
+                "cut": pl.Boolean}))[0]
     assert error_rates_figure(pl.DataFrame(schema={"role": pl.String} | dict.fromkeys(
         ("words", "substitutions", "deletions", "insertions"), pl.Int64)))[0]
