@@ -52,6 +52,7 @@ def _charge(owner, alignment, n):
             )
     return counts
 
+# %% ../nbs/01c_errorrates.ipynb #turn_errors_all
 def turn_errors(
     turns,       # of one clip, in order: text, and whatever is to be kept (role, speaker ...)
     transcript,  # what a transcriber made of the clip: one text

@@ -159,6 +159,7 @@ def _misfit(error, schema):
     place = ".".join(str(p) if isinstance(p, int) or p in ours else "?" for p in first["loc"])
     return "wrong_shape", f"{place}: {first['type']}".removeprefix(": ")
 
+# %% ../nbs/00a_fence.ipynb #read_answer_all
 def read_answer(
     text,     # what the model wrote
     finish,   # why it stopped: stop, length, content_filter

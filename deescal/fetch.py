@@ -59,6 +59,7 @@ def _remote(entry, server):
     size = file.get("originalFileSize" if original else "filesize") or 0
     return Remote(path, url, int(size), f"{_HASHES[kind.lower()]}:{value.lower()}")
 
+# %% ../nbs/05_fetch.ipynb #remote_files
 def remote_files(data, server=SERVER):
     """The transcripts among the files of a dataset (Dataverse's answer `data`), and how many others, by reason.
 
@@ -103,6 +104,7 @@ def _get(url, have=0):
         where=url,
         remedy="see the dataset's page for how to get it, or give a folder: DATA=<folder>")
 
+# %% ../nbs/05_fetch.ipynb #patience
 def _with_patience(step, where, tries, wait):
     "The result of `step()`, tried again up to `tries` times, after longer and longer waits."
     for i in range(tries):

@@ -109,6 +109,7 @@ def sound_fault(door, question):
         if suffix in takes
         else f"{door.provider} takes {', '.join(takes)}, not {suffix or 'no ending'}")
 
+# %% ../nbs/00b_llm.ipynb #prompt
 def prompt(question):
     "What is sent for `question`: (the task and the rule about data, the data behind the fence)."
     rule = FENCE_RULE if question.data else ""
@@ -248,6 +249,7 @@ def read_entry(cache, number):
         else: sent.unlink()  # killed when the answer was kept already, or before the call was sent
     return entry
 
+# %% ../nbs/00b_llm.ipynb #mark_sent
 def mark_sent(cache, number, made):
     "Leave a sign that another call is on its way, after those that were `made` before."
     if not cache: return
@@ -268,6 +270,7 @@ _BLANK = {
     "outcome": "", "detail": "", "tokens_in": None, "tokens_out": None, "tokens_thinking": None,
     "seconds": None, "cost": None}
 
+# %% ../nbs/00b_llm.ipynb #forget_answers
 def forget_answers(
     cache,    # the folder
     wanted,   # key -> whether what was asked for it must go
@@ -303,6 +306,7 @@ def _model(door, client):
     profile = merge_profile(provider.model_profile(door.model), older)
     return OpenAIChatModel(door.model, provider=provider, profile=profile)
 
+# %% ../nbs/00b_llm.ipynb #message
 def _message(question, refused):
     "The messages of a call; after an answer that was `refused`, with the reason."
     from pydantic_ai.messages import BinaryContent, ModelRequest, UserPromptPart
@@ -340,6 +344,7 @@ class _Session:
             "thinking": door.thinking, "max_tokens": door.max_tokens, "timeout": door.timeout,
             "request_timeout": door.timeout, "max_retries": 0}
 
+# %% ../nbs/00b_llm.ipynb #send
 def _plain(response):
     "The text of a response, without what a model thought before it, as UTF-8 can hold it."
     text = "".join(p.content for p in response.parts if p.part_kind == "text")
@@ -401,6 +406,7 @@ async def settle(self: _Session, need, call):
         self.on_the_way -= 1
         self.settled.notify_all()
 
+# %% ../nbs/00b_llm.ipynb #attempt
 @patch
 async def attempt(self: _Session, question, number, refused, made):
     """One call within all limits: (what the log says of it, or the reason why it was not sent;
@@ -420,6 +426,7 @@ async def attempt(self: _Session, question, number, refused, made):
         self.heed(call["outcome"], asks)
         return call, asks
 
+# %% ../nbs/00b_llm.ipynb #heed
 @patch
 def heed(self: _Session, outcome, asks):
     """Have everybody wait as long as the server asks for,
@@ -446,6 +453,7 @@ def grade(self: _Session, question, calls):
 def _error(reason, detail=""):
     return {"status": "error", "reason": reason, "detail": detail or None, "answer": None}
 
+# %% ../nbs/00b_llm.ipynb #ask_one
 @patch
 async def ask(self: _Session, keys, question, number):
     "The row of `question` without its key, and all calls that were ever made for it."
@@ -504,6 +512,7 @@ def _run(work):
             at["loop"].call_soon_threadsafe(at["task"].cancel)
             raise
 
+# %% ../nbs/00b_llm.ipynb #ask_groups
 async def _ask_all(door, groups, schema, budget, check, price):
     "question id -> (row, calls), for groups: question id -> questions that are the same."
     from pydantic_ai.models import create_async_httpx2_client
@@ -562,6 +571,7 @@ def ask_all(
         for i, c in enumerate(found[n][1], 1)]
     return pl.DataFrame(answers, ANSWERS), pl.DataFrame(calls, CALLS)
 
+# %% ../nbs/00b_llm.ipynb #read_answers
 def read_answers(answers, schema):
     "The answers of a table `answers` as objects of `schema`, by key; errors are left out."
     good = answers.filter(pl.col("status") == "ok").select("key", "answer").iter_rows()

@@ -90,6 +90,7 @@ def _loops_inside(turns):
         )
     return rows + _loops_of_characters(long)
 
+# %% ../nbs/01d_loops.ipynb #loops_of_characters
 _AFTER = re.compile(r"[^\w\s]*")
 _CHARACTERS = re.compile(r"(\S.{0,39}?)\1{39,}", re.S)
 

@@ -103,6 +103,7 @@ def _count_windows(most):
             )
     return count
 
+# %% ../nbs/01e_speechmodel.ipynb #transcribe
 def whisper_cues(
     model,           # from `load_speech_model`
     samples,         # (n,) float32, 16,000 a second
