@@ -21,10 +21,11 @@ def safe_name(folder, name):
     parts = [p for p in (folder or "").split("/") if p] + [name]
     if parts[-2:-1] and parts[-2].lower() in ("train", "test"): parts = [parts[-2].lower(), name]
     safe = all(
-        isinstance(p, str) and 0 < len(
-            p.encode(
-                "utf-8",
-                "replace")) <= 200 and p.isprintable() and not p.startswith((".", "-", "~")) and not set(p) & set('/\\:*?"<>|')
+        isinstance(p, str)
+        and 0 < len(p.encode("utf-8", "replace")) <= 200
+        and p.isprintable()
+        and not p.startswith((".", "-", "~"))
+        and not set(p) & set('/\\:*?"<>|')
         for p in parts)
     return "/".join(parts) if safe and len(parts) <= 5 else None
 

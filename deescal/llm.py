@@ -34,14 +34,14 @@ class Door:
     provider: str = "none"        # none, google or openai
     model: str = ""               # its name there, such as gemini-2.5-flash
     base_url: str = ""            # the server's address; empty: the provider's own
-    key_variable: str = ""        # the environment variable that holds the key; empty: the provider's usual ones
+    key_variable: str = ""        # variable that holds the key; empty: the provider's usual ones
     temperature: float = 0.0
     top_p: float = 0.95
     seed: int = 42
     thinking: bool = False
     max_tokens: int = 4096        # of an answer, thinking included
     attempts: int = 4             # calls for one answer, at most
-    wait: float = 1.0             # seconds before the second attempt; doubled before each further one
+    wait: float = 1.0             # seconds before attempt two; doubled before each further one
     longest_wait: float = 120.0   # seconds; a server that asks for more has said no
     timeout: float = 120.0        # seconds that a call may take
     concurrency: int = 8          # calls on their way at the same time
@@ -77,6 +77,7 @@ def door_lacks(door):
             f"leave out keys and names; set {names} instead"))
     return lacks
 
+# %% ../nbs/00b_llm.ipynb #destination
 def destination(door):
     "The host that `door` sends to; empty for none."
     own = {
@@ -156,6 +157,7 @@ def failure(error):
     elif status and outcome == "bad_reply": outcome = "rejected"
     return outcome, f"HTTP {status}" if status else cause, getattr(error, "retry_after", None)
 
+# %% ../nbs/00b_llm.ipynb #pause
 def pause(
     attempt,   # that failed, from 1
     door,
@@ -204,16 +206,20 @@ class Budget:
     tokens: int = 0       # in and out
     money: float = 0.0    # US dollars
     spent: tuple = (0, 0, 0.0)
-    counted: dict = field(default_factory=dict, repr=False)  # question -> how many of its calls are in `spent`
+    # question -> how many of its calls are in `spent`
+    counted: dict = field(default_factory=dict, repr=False)
 
     def fits(self, need):
         limits = (self.calls, self.tokens, self.money)
-        return all(not limit or round(s + n, 9) <= limit for limit, s, n in zip(limits, self.spent, need))
+        return all(
+            not limit or round(s + n, 9) <= limit
+            for limit, s, n in zip(limits, self.spent, need))
 
     def add(self, need, sign=1):
         self.spent = tuple(round(s + sign * n, 9) for s, n in zip(self.spent, need))
 
-SOUND_BYTES = 32  # bytes of a compressed recording that make at most one token: 32 tokens a second at 8 kbit/s
+# bytes of a compressed recording that make at most one token: 32 tokens a second at 8 kbit/s
+SOUND_BYTES = 32
 
 def most(door, question, schema, price):
     "The most that a call for `question` can take: (calls, tokens, US dollars)."
@@ -312,7 +318,8 @@ def _message(question, refused):
     from pydantic_ai.messages import BinaryContent, ModelRequest, UserPromptPart
     system, text = prompt(question)
     if refused:
-        text += f"\n\nAn earlier answer was refused: {refused}. Answer with JSON of the schema, nothing else."
+        text += (f"\n\nAn earlier answer was refused: {refused}. "
+                 "Answer with JSON of the schema, nothing else.")
     content = [text]
     if question.audio:
         content.append(
@@ -356,8 +363,10 @@ async def send(self: _Session, question, refused):
     from pydantic_ai.direct import model_request
     from pydantic_ai.exceptions import UserError
     start = time.perf_counter()
-    try: response = await model_request(self.model, _message(question, refused), model_settings=self.settings,
-                                        model_request_parameters=self.form)
+    try:
+        response = await model_request(
+            self.model, _message(question, refused),
+            model_settings=self.settings, model_request_parameters=self.form)
     except UserError: raise
     except Exception as error:  # a library may raise anything at what a server sends
         outcome, detail, asks = failure(error)
