@@ -64,7 +64,8 @@ _LENGTH = re.compile(rb"^\s*Duration: (\d+):(\d\d):(\d\d(?:\.\d+)?)", re.M)
 _SOUND = re.compile(rb"^\s*Stream #\d.*: Audio: ", re.M)
 
 def declared_seconds(path):
-    "The length in seconds that a file's head declares, None where it does not. `AudioError` where it has no sound."
+    """The length in seconds that a file's head declares, None where it does not. `AudioError`
+    where it has no sound."""
     if not Path(path).is_file(): raise AudioError("no_clip", path)
     if not Path(path).stat().st_size: raise AudioError("empty_clip", path)
     head = _ffmpeg(path, timeout_s=60).stderr
@@ -79,13 +80,15 @@ def decode_audio(
     max_s=2700.0,    # longest clip that is taken, in seconds: the paper's 45 minutes
     timeout_s=600.0, # longest time that decoding may take
 ):
-    "The sound of a clip: 16,000 samples a second, one channel, float32 in -1..1. `AudioError` with a reason."
+    """The sound of a clip: 16,000 samples a second, one channel, float32 in -1..1. `AudioError`
+    with a reason."""
     declared = declared_seconds(path)
     remedy = "raise the parameter max_s"
     if declared and declared > max_s:
         raise AudioError("too_long", path, remedy, f": {declared:.0f} s")
-    out = _ffmpeg(path, "-v", "error", "-map", "0:a:0", "-t", str(max_s + 1), "-ac", "1", "-ar", str(SAMPLE_RATE),
-                  "-f", "f32le", "-", timeout_s=timeout_s)
+    out = _ffmpeg(
+        path, "-v", "error", "-map", "0:a:0", "-t", str(max_s + 1), "-ac", "1",
+        "-ar", str(SAMPLE_RATE), "-f", "f32le", "-", timeout_s=timeout_s)
     samples = np.frombuffer(out.stdout[:len(out.stdout) // 4 * 4], "<f4")
     seconds = len(samples) / SAMPLE_RATE
     if not len(samples):
@@ -96,7 +99,8 @@ def decode_audio(
     return samples
 
 # %% ../nbs/01a_audio.ipynb #speech_probability
-_FRAME, _CONTEXT, _BLOCK = 512, 64, 512  # samples a frame, samples of the frame before, frames a call
+# samples a frame, samples of the frame before, frames a call
+_FRAME, _CONTEXT, _BLOCK = 512, 64, 512
 
 @lru_cache(maxsize=1)
 def _detector():
@@ -114,13 +118,15 @@ def _detector():
 def speech_probability(
     samples, # (samples,) float32 at 16,000 a second
 ):
-    "Probability of speech in each frame of 32 ms: (frames,) float32. Silero VAD; its memory runs from frame to frame."
+    """Probability of speech in each frame of 32 ms: (frames,) float32. Silero VAD; its memory
+    runs from frame to frame."""
     if not len(samples): return np.zeros(0, np.float32)
     padded = np.pad(samples.astype(np.float32), (_CONTEXT, -len(samples) % _FRAME))
     frames = np.lib.stride_tricks.sliding_window_view(padded, _CONTEXT + _FRAME)[::_FRAME]
     hidden = cell = np.zeros((1, 1, 128), np.float32)
     out = []
-    for first in range(0, len(frames), _BLOCK):  # a loop: each block starts from the memory of the one before
+    # a loop: each block starts from the memory of the one before
+    for first in range(0, len(frames), _BLOCK):
         block = np.ascontiguousarray(frames[first:first + _BLOCK])
         found, hidden, cell = _detector().run(
             ["speech_probs", "hn", "cn"], {"input": block, "h": hidden, "c": cell}
@@ -136,9 +142,11 @@ def voice_stretches(
     begins=0.5, ends=0.35,      # thresholds
     min_voice_s=0.25, min_pause_s=0.3, pad_s=0.1,
 ):
-    "Stretches in which somebody speaks: (start_s, end_s) in seconds, in order, apart from each other."
+    """Stretches in which somebody speaks: (start_s, end_s) in seconds, in order, apart from each
+    other."""
     step, rows, start, last = _FRAME / SAMPLE_RATE, [], None, 0
-    for i, p in enumerate(np.append(probability, np.zeros(64, np.float32)).tolist()):  # a loop: the state decides
+    # a loop: the state decides
+    for i, p in enumerate(np.append(probability, np.zeros(64, np.float32)).tolist()):
         if start is None and p >= begins: start, last = i, i
         elif start is not None and p >= ends: last = i
         elif start is not None and (i - last) * step > min_pause_s:

@@ -36,7 +36,8 @@ class CaptionError(InputError):
 # %% ../nbs/01b_captions.ipynb #parse_captions
 CAPTIONS = {"start_s": pl.Float64, "end_s": pl.Float64, "lines": pl.List(pl.String)}
 _CLOCK = r"(?:(\d{1,4}):)?([0-5]?\d):([0-5]?\d)[.,](\d{1,3})"
-_BLOCKS = re.compile(r"\n(?=\n|[^\n]*-->)|\n[ \t]+(?=\n\d+\n[^\n]*-->)")  # a line with a blank is not empty
+# a line with a blank is not empty
+_BLOCKS = re.compile(r"\n(?=\n|[^\n]*-->)|\n[ \t]+(?=\n\d+\n[^\n]*-->)")
 _TIMES = re.compile(rf"^\s*{_CLOCK}\s*-->\s*{_CLOCK}")
 
 def _seconds(hours, minutes, seconds, fraction):
@@ -73,7 +74,8 @@ def _repeated(before, now):
     return next((k for k in range(min(len(before), len(now)), 0, -1) if before[-k:] == now[:k]), 0)
 
 def unroll(cues):
-    "The cues (start_s, end_s, lines) with each line once; as they are, where the file does not roll."
+    """The cues (start_s, end_s, lines) with each line once; as they are, where the file does not
+    roll."""
     shown = [_shown(lines) for lines in cues["lines"]]
     again = [0] + [_repeated(a, b) for a, b in zip(shown, shown[1:])]
     gap = (cues["start_s"] - cues["end_s"].shift(1)).fill_null(0.0)
@@ -105,7 +107,8 @@ def _spread(start, end, text):
     return out
 
 def cue_words(start, end, lines):
-    "Words of one cue with their times: [(start_s, end_s, word)], by the stamps in its lines, else by letters."
+    """Words of one cue with their times: [(start_s, end_s, word)], by the stamps in its lines,
+    else by letters."""
     pieces = _stamped(" ".join(lines), start, end)
     return [w for a, b, text in pieces for w in _spread(a, max(a, b), text)]
 
@@ -130,7 +133,8 @@ def read_captions(path, max_bytes=MAX_CAPTION_BYTES):
     return unroll(cues), broken
 
 def find_captions(clip, language="en"):
-    "The file of captions beside a clip: `<clip>.<language>.vtt` or `.srt`, else `<clip>.vtt`; None if there is none."
+    """The file of captions beside a clip: `<clip>.<language>.vtt` or `.srt`, else `<clip>.vtt`;
+    None if there is none."""
     stem = Path(clip).with_suffix("")
     names = [
         f"{stem}.{middle}{suffix}" for middle in (f"{language}.", "") for suffix in ("vtt", "srt")
@@ -145,7 +149,8 @@ _REASONS = {
     "PoTokenRequired": "captions_blocked"}
 
 def limited_session(session, max_bytes=MAX_CAPTION_BYTES):
-    "A requests session whose answers may not be larger than `max_bytes`; larger ones are a `CaptionError`."
+    """A requests session whose answers may not be larger than `max_bytes`; larger ones are a
+    `CaptionError`."""
     def limit(response, *_, **__):
         body = response.raw.read(max_bytes + 1, decode_content=True)
         if len(body) > max_bytes: raise CaptionError("captions_too_large", "the platform's answer")

@@ -40,7 +40,8 @@ def normalise_words(
 
 # %% ../nbs/01c_errorrates.ipynb #turn_errors
 def _charge(owner, alignment, n):
-    "Counts of each turn: (n, 4) hits, substitutions, deletions, insertions. `owner`: whose each reference word is."
+    """Counts of each turn: (n, 4) hits, substitutions, deletions, insertions. `owner`: whose
+    each reference word is."""
     counts, column = np.zeros((n, 4), int), {"equal": 0, "substitute": 1, "delete": 2}
     for chunk in alignment:
         if chunk.type == "insert":
@@ -52,6 +53,7 @@ def _charge(owner, alignment, n):
             )
     return counts
 
+# %% ../nbs/01c_errorrates.ipynb #turn_errors_all
 def turn_errors(
     turns,       # of one clip, in order: text, and whatever is to be kept (role, speaker ...)
     transcript,  # what a transcriber made of the clip: one text
@@ -83,7 +85,8 @@ def error_rates(
     counts,     # words, substitutions, deletions, insertions, and the columns of `by`
     by="role",
 ):
-    "Word error rate by group: `by`, the four sums, and `word_error_rate` (insertions can take it above 1)."
+    """Word error rate by group: `by`, the four sums, and `word_error_rate` (insertions can take
+    it above 1)."""
     sums = (
         counts.group_by(by)
         .agg(pl.col("words", "substitutions", "deletions", "insertions").sum())

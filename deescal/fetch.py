@@ -21,10 +21,11 @@ def safe_name(folder, name):
     parts = [p for p in (folder or "").split("/") if p] + [name]
     if parts[-2:-1] and parts[-2].lower() in ("train", "test"): parts = [parts[-2].lower(), name]
     safe = all(
-        isinstance(p, str) and 0 < len(
-            p.encode(
-                "utf-8",
-                "replace")) <= 200 and p.isprintable() and not p.startswith((".", "-", "~")) and not set(p) & set('/\\:*?"<>|')
+        isinstance(p, str)
+        and 0 < len(p.encode("utf-8", "replace")) <= 200
+        and p.isprintable()
+        and not p.startswith((".", "-", "~"))
+        and not set(p) & set('/\\:*?"<>|')
         for p in parts)
     return "/".join(parts) if safe and len(parts) <= 5 else None
 
@@ -59,6 +60,7 @@ def _remote(entry, server):
     size = file.get("originalFileSize" if original else "filesize") or 0
     return Remote(path, url, int(size), f"{_HASHES[kind.lower()]}:{value.lower()}")
 
+# %% ../nbs/05_fetch.ipynb #remote_files
 def remote_files(data, server=SERVER):
     """The transcripts among the files of a dataset (Dataverse's answer `data`), and how many others, by reason.
 
@@ -103,6 +105,7 @@ def _get(url, have=0):
         where=url,
         remedy="see the dataset's page for how to get it, or give a folder: DATA=<folder>")
 
+# %% ../nbs/05_fetch.ipynb #patience
 def _with_patience(step, where, tries, wait):
     "The result of `step()`, tried again up to `tries` times, after longer and longer waits."
     for i in range(tries):

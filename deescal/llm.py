@@ -34,14 +34,14 @@ class Door:
     provider: str = "none"        # none, google or openai
     model: str = ""               # its name there, such as gemini-2.5-flash
     base_url: str = ""            # the server's address; empty: the provider's own
-    key_variable: str = ""        # the environment variable that holds the key; empty: the provider's usual ones
+    key_variable: str = ""        # variable that holds the key; empty: the provider's usual ones
     temperature: float = 0.0
     top_p: float = 0.95
     seed: int = 42
     thinking: bool = False
     max_tokens: int = 4096        # of an answer, thinking included
     attempts: int = 4             # calls for one answer, at most
-    wait: float = 1.0             # seconds before the second attempt; doubled before each further one
+    wait: float = 1.0             # seconds before attempt two; doubled before each further one
     longest_wait: float = 120.0   # seconds; a server that asks for more has said no
     timeout: float = 120.0        # seconds that a call may take
     concurrency: int = 8          # calls on their way at the same time
@@ -77,6 +77,7 @@ def door_lacks(door):
             f"leave out keys and names; set {names} instead"))
     return lacks
 
+# %% ../nbs/00b_llm.ipynb #destination
 def destination(door):
     "The host that `door` sends to; empty for none."
     own = {
@@ -109,6 +110,7 @@ def sound_fault(door, question):
         if suffix in takes
         else f"{door.provider} takes {', '.join(takes)}, not {suffix or 'no ending'}")
 
+# %% ../nbs/00b_llm.ipynb #prompt
 def prompt(question):
     "What is sent for `question`: (the task and the rule about data, the data behind the fence)."
     rule = FENCE_RULE if question.data else ""
@@ -155,6 +157,7 @@ def failure(error):
     elif status and outcome == "bad_reply": outcome = "rejected"
     return outcome, f"HTTP {status}" if status else cause, getattr(error, "retry_after", None)
 
+# %% ../nbs/00b_llm.ipynb #pause
 def pause(
     attempt,   # that failed, from 1
     door,
@@ -203,16 +206,20 @@ class Budget:
     tokens: int = 0       # in and out
     money: float = 0.0    # US dollars
     spent: tuple = (0, 0, 0.0)
-    counted: dict = field(default_factory=dict, repr=False)  # question -> how many of its calls are in `spent`
+    # question -> how many of its calls are in `spent`
+    counted: dict = field(default_factory=dict, repr=False)
 
     def fits(self, need):
         limits = (self.calls, self.tokens, self.money)
-        return all(not limit or round(s + n, 9) <= limit for limit, s, n in zip(limits, self.spent, need))
+        return all(
+            not limit or round(s + n, 9) <= limit
+            for limit, s, n in zip(limits, self.spent, need))
 
     def add(self, need, sign=1):
         self.spent = tuple(round(s + sign * n, 9) for s, n in zip(self.spent, need))
 
-SOUND_BYTES = 32  # bytes of a compressed recording that make at most one token: 32 tokens a second at 8 kbit/s
+# bytes of a compressed recording that make at most one token: 32 tokens a second at 8 kbit/s
+SOUND_BYTES = 32
 
 def most(door, question, schema, price):
     "The most that a call for `question` can take: (calls, tokens, US dollars)."
@@ -248,6 +255,7 @@ def read_entry(cache, number):
         else: sent.unlink()  # killed when the answer was kept already, or before the call was sent
     return entry
 
+# %% ../nbs/00b_llm.ipynb #mark_sent
 def mark_sent(cache, number, made):
     "Leave a sign that another call is on its way, after those that were `made` before."
     if not cache: return
@@ -268,6 +276,7 @@ _BLANK = {
     "outcome": "", "detail": "", "tokens_in": None, "tokens_out": None, "tokens_thinking": None,
     "seconds": None, "cost": None}
 
+# %% ../nbs/00b_llm.ipynb #forget_answers
 def forget_answers(
     cache,    # the folder
     wanted,   # key -> whether what was asked for it must go
@@ -303,12 +312,14 @@ def _model(door, client):
     profile = merge_profile(provider.model_profile(door.model), older)
     return OpenAIChatModel(door.model, provider=provider, profile=profile)
 
+# %% ../nbs/00b_llm.ipynb #message
 def _message(question, refused):
     "The messages of a call; after an answer that was `refused`, with the reason."
     from pydantic_ai.messages import BinaryContent, ModelRequest, UserPromptPart
     system, text = prompt(question)
     if refused:
-        text += f"\n\nAn earlier answer was refused: {refused}. Answer with JSON of the schema, nothing else."
+        text += (f"\n\nAn earlier answer was refused: {refused}. "
+                 "Answer with JSON of the schema, nothing else.")
     content = [text]
     if question.audio:
         content.append(
@@ -340,6 +351,7 @@ class _Session:
             "thinking": door.thinking, "max_tokens": door.max_tokens, "timeout": door.timeout,
             "request_timeout": door.timeout, "max_retries": 0}
 
+# %% ../nbs/00b_llm.ipynb #send
 def _plain(response):
     "The text of a response, without what a model thought before it, as UTF-8 can hold it."
     text = "".join(p.content for p in response.parts if p.part_kind == "text")
@@ -351,8 +363,10 @@ async def send(self: _Session, question, refused):
     from pydantic_ai.direct import model_request
     from pydantic_ai.exceptions import UserError
     start = time.perf_counter()
-    try: response = await model_request(self.model, _message(question, refused), model_settings=self.settings,
-                                        model_request_parameters=self.form)
+    try:
+        response = await model_request(
+            self.model, _message(question, refused),
+            model_settings=self.settings, model_request_parameters=self.form)
     except UserError: raise
     except Exception as error:  # a library may raise anything at what a server sends
         outcome, detail, asks = failure(error)
@@ -401,6 +415,7 @@ async def settle(self: _Session, need, call):
         self.on_the_way -= 1
         self.settled.notify_all()
 
+# %% ../nbs/00b_llm.ipynb #attempt
 @patch
 async def attempt(self: _Session, question, number, refused, made):
     """One call within all limits: (what the log says of it, or the reason why it was not sent;
@@ -420,6 +435,7 @@ async def attempt(self: _Session, question, number, refused, made):
         self.heed(call["outcome"], asks)
         return call, asks
 
+# %% ../nbs/00b_llm.ipynb #heed
 @patch
 def heed(self: _Session, outcome, asks):
     """Have everybody wait as long as the server asks for,
@@ -446,6 +462,7 @@ def grade(self: _Session, question, calls):
 def _error(reason, detail=""):
     return {"status": "error", "reason": reason, "detail": detail or None, "answer": None}
 
+# %% ../nbs/00b_llm.ipynb #ask_one
 @patch
 async def ask(self: _Session, keys, question, number):
     "The row of `question` without its key, and all calls that were ever made for it."
@@ -504,6 +521,7 @@ def _run(work):
             at["loop"].call_soon_threadsafe(at["task"].cancel)
             raise
 
+# %% ../nbs/00b_llm.ipynb #ask_groups
 async def _ask_all(door, groups, schema, budget, check, price):
     "question id -> (row, calls), for groups: question id -> questions that are the same."
     from pydantic_ai.models import create_async_httpx2_client
@@ -562,6 +580,7 @@ def ask_all(
         for i, c in enumerate(found[n][1], 1)]
     return pl.DataFrame(answers, ANSWERS), pl.DataFrame(calls, CALLS)
 
+# %% ../nbs/00b_llm.ipynb #read_answers
 def read_answers(answers, schema):
     "The answers of a table `answers` as objects of `schema`, by key; errors are left out."
     good = answers.filter(pl.col("status") == "ok").select("key", "answer").iter_rows()

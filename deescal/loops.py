@@ -14,17 +14,20 @@ import polars as pl
 from .text import count_words
 
 # %% ../nbs/01d_loops.ipynb #word_codes
-FASTEST, SPOKEN = 8.0, 3.5  # words a second: fast talkers reach 5 or 6 for some seconds; shouted repeats are slow
+# words a second: fast talkers reach 5 or 6 for some seconds; shouted repeats are slow
+FASTEST, SPOKEN = 8.0, 3.5
 MAX_PERIOD = 150            # words
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 def _speech_rate(turns):
-    "Expression: words a second until the next turn starts. Clocks show whole seconds, so one second is granted."
+    """Expression: words a second until the next turn starts. Clocks show whole seconds, so one
+    second is granted."""
     gap = pl.col("start_s").shift(-1).over("scenario_id") - pl.col("start_s")
     return (pl.col("words") / (gap.clip(0) + 1)).alias("rate")
 
 def _word_codes(turns):
-    "Words as numbers, turn after turn: (position of the turn in `turns`, hash of the word without case), two arrays."
+    """Words as numbers, turn after turn: (position of the turn in `turns`, hash of the word
+    without case), two arrays."""
     plain = pl.col("text").str.replace_all("’", "'", literal=True).str.to_lowercase()
     w = (
         turns.select(plain.str.extract_all(r"[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*").alias("word"))
@@ -35,7 +38,8 @@ def _word_codes(turns):
     return w["at"].to_numpy(), w.select(pl.col("word").hash(seed=0)).to_series().to_numpy()
 
 def _is_loop(surplus, period, rate):
-    "Whether a stretch is the decoder's and no person's. `rate` is words a second, NaN where unknown."
+    """Whether a stretch is the decoder's and no person's. `rate` is words a second, NaN where
+    unknown."""
     slow = rate < SPOKEN
     if surplus < max(45, 2 * period): return False
     return (
@@ -46,7 +50,8 @@ def _is_loop(surplus, period, rate):
 
 # %% ../nbs/01d_loops.ipynb #runs
 def _equal_runs(group, code, period, shortest):
-    "Stretches where code[i] == code[i - period] within one group: arrays of (first i, length), of at least `shortest`."
+    """Stretches where code[i] == code[i - period] within one group: arrays of (first i, length),
+    of at least `shortest`."""
     equal = (
         np.flatnonzero((code[period:] == code[:-period]) & (group[period:] == group[:-period]))
         + period
@@ -58,7 +63,8 @@ def _equal_runs(group, code, period, shortest):
     return np.stack([first, last - first + 1], 1)[keep]
 
 def _periodic(group, code, periods, shortest):
-    "Runs of the shortest period that explains them: [(first surplus position, length, period)], none inside another."
+    """Runs of the shortest period that explains them: [(first surplus position, length,
+    period)], none inside another."""
     claimed, runs = np.zeros(len(code), bool), []
     for p in periods:
         if p >= len(code): break
@@ -70,7 +76,8 @@ def _periodic(group, code, periods, shortest):
 
 # %% ../nbs/01d_loops.ipynb #loops_inside
 def _loops_inside(turns):
-    "Loops inside turns; `start` and `end` are the characters of the surplus. `turns` needs `words` and `rate`."
+    """Loops inside turns; `start` and `end` are the characters of the surplus. `turns` needs
+    `words` and `rate`."""
     long = turns.filter((pl.col("words") > 40) | (pl.col("text").str.len_chars() > 200))
     if not len(long): return []
     at, code = _word_codes(long)
@@ -90,17 +97,20 @@ def _loops_inside(turns):
         )
     return rows + _loops_of_characters(long)
 
+# %% ../nbs/01d_loops.ipynb #loops_of_characters
 _AFTER = re.compile(r"[^\w\s]*")
 _CHARACTERS = re.compile(r"(\S.{0,39}?)\1{39,}", re.S)
 
 def _loops_of_characters(turns):
-    "Loops without words to count: scripts without blanks, hey heyhey, rows of dots. Period in characters."
+    """Loops without words to count: scripts without blanks, hey heyhey, rows of dots. Period in
+    characters."""
     odd = (
         pl.col("text").str.len_chars()
         > 25 * pl.col("text").str.count_matches(r"[\p{L}\p{N}']+") + 200
     )
     rows = []
-    for sid, turn, text in turns.filter(odd).select("scenario_id", "turn", "text").rows():  # a loop over very few turns
+    # a loop over very few turns
+    for sid, turn, text in turns.filter(odd).select("scenario_id", "turn", "text").rows():
         m = _CHARACTERS.search(text)
         if m is None: continue
         a, b, p = m.start() + len(m[1]), m.end(), len(m[1])
@@ -130,8 +140,8 @@ def _loops_across(turns):
 
 # %% ../nbs/01d_loops.ipynb #find_loops
 LOOPS = {
-    "scenario_id": pl.String, "turn": pl.Int64, "kind": pl.String, "period": pl.Int64, "repeats": pl.Int64,
-    "words": pl.Int64, "start": pl.Int64, "end": pl.Int64}
+    "scenario_id": pl.String, "turn": pl.Int64, "kind": pl.String,
+    "period": pl.Int64, "repeats": pl.Int64, "words": pl.Int64, "start": pl.Int64, "end": pl.Int64}
 
 def timed_turns(
     turns, # scenario_id, turn, text; start_s (seconds) where there is a clock

@@ -102,6 +102,7 @@ _CODES = {
     404: ("deleted", "http_404"), 410: ("deleted", "http_410"), 403: ("restricted", "http_403"),
     451: ("restricted", "http_451"), 429: ("not_checked", "rate_limited")}
 
+# %% ../nbs/00e_platforms.ipynb #causes
 def _causes(error):
     seen = []
     while error is not None and error not in seen:
@@ -113,6 +114,7 @@ def _causes(error):
             or error.__cause__)
     return seen
 
+# %% ../nbs/00e_platforms.ipynb #failure_of
 def failure_of(error):
     """(status, reason) of a video or channel for which yt-dlp raised `error`; (not_checked, rate_limited) is for us.
 
@@ -165,6 +167,7 @@ def known_info(folder, platform, platform_id):
     try: return read_info(path.read_bytes()) if path.is_file() else None
     except AddressError: return None
 
+# %% ../nbs/00e_platforms.ipynb #keep_write
 def _keep(folder, platform, platform_id, facts):
     info = (
         facts
@@ -339,6 +342,7 @@ def _fetch_one(url, key, folder, options):
     except Exception as e: return failure_of(e)[1]  # as above
     return next((p for p in folder.glob(f"{key}.*") if p.suffix != ".part"), "too_large")
 
+# %% ../nbs/00e_platforms.ipynb #fetch_audio
 def fetch_audio(videos, folder, platforms, per_hour=300, sleep_s=1.0, loopback="", partial=False):
     """Fetch the audio of `videos`, (platform, identifier) each, into `folder`: video_id -> path, or the reason why not.
 

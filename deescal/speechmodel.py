@@ -24,7 +24,8 @@ NOISE_DIMENSIONS = {
 NOISE_SEED = 60  # weights that loop, in words that offend nobody
 
 def write_noise_model(path, seed=NOISE_SEED):
-    "A Whisper checkpoint (`dims` and `model_state_dict`) with random weights, the same for the same seed."
+    """A Whisper checkpoint (`dims` and `model_state_dict`) with random weights, the same for the
+    same seed."""
     import torch
     from whisper.model import ModelDimensions, Whisper
     model, draw = Whisper(ModelDimensions(**NOISE_DIMENSIONS)), torch.Generator().manual_seed(seed)
@@ -38,7 +39,8 @@ def speech_model_name(
     model,   # a name that Whisper knows, a file that ends in .pt, or noise
     root="", # folder that a relative path is relative to
 ):
-    "What stands beside a transcript: the name, and of a file a part of its hash. `InputError` where there is none."
+    """What stands beside a transcript: the name, and of a file a part of its hash. `InputError`
+    where there is none."""
     if model == "noise": return "noise"
     if str(model).endswith(".pt"):
         path = Path(root, model)
@@ -81,7 +83,9 @@ SIGNALS = ("avg_logprob", "no_speech_prob", "compression_ratio")
 CUES = {"start_s": pl.Float64, "end_s": pl.Float64, "text": pl.String} | dict.fromkeys(
     SIGNALS, pl.Float64
 )
-CUE_WORDS = {"cue": pl.Int64, "start_s": pl.Float64, "end_s": pl.Float64, "text": pl.String, "probability": pl.Float64}
+CUE_WORDS = {
+    "cue": pl.Int64, "start_s": pl.Float64, "end_s": pl.Float64, "text": pl.String,
+    "probability": pl.Float64}
 
 def join_stretches(voice, gap_s=2.0):
     "Stretches of voice (start_s, end_s), those less than `gap_s` apart joined."
@@ -103,6 +107,7 @@ def _count_windows(most):
             )
     return count
 
+# %% ../nbs/01e_speechmodel.ipynb #transcribe
 def whisper_cues(
     model,           # from `load_speech_model`
     samples,         # (n,) float32, 16,000 a second
@@ -111,14 +116,16 @@ def whisper_cues(
     sample_len=0,    # most tokens in half a minute; 0: Whisper's own limit, 224
     word_times=True,
 ):
-    "(cues, words) of a clip: frames of `CUES` and `CUE_WORDS`, in order. `SpeechModelStuck` where it does not get on."
+    """(cues, words) of a clip: frames of `CUES` and `CUE_WORDS`, in order. `SpeechModelStuck`
+    where it does not get on."""
     import whisper
     model.encoder.windows, seconds = 0, len(samples) / 16000
     stretches = [(0.0, seconds)] if voice is None else join_stretches(voice).rows()
     if not stretches: return pl.DataFrame(schema=CUES), pl.DataFrame(schema=CUE_WORDS)
     guard = model.encoder.register_forward_pre_hook(_count_windows(2 * (seconds + 10)))
     try: found = whisper.transcribe(
-        model, np.array(samples, np.float32), language=language, temperature=0.0, condition_on_previous_text=False,
+        model, np.array(samples, np.float32), language=language, temperature=0.0,
+        condition_on_previous_text=False,
         word_timestamps=word_times, clip_timestamps=[t for s in stretches for t in s], verbose=None,
         fp16=model.device.type == "cuda",
         no_speech_threshold=None, logprob_threshold=None, compression_ratio_threshold=None,
@@ -150,7 +157,8 @@ def _cue_frames(segments, stretches):
 COMPRESSED, IMPROBABLE, SILENT = 2.4, -1.0, 0.6
 
 def signal_reason():
-    "Expression: why a cue is to be rejected by Whisper's own signals, in a word; null where it is not (or has none)."
+    """Expression: why a cue is to be rejected by Whisper's own signals, in a word; null where it
+    is not (or has none)."""
     improbable = pl.col("avg_logprob") < IMPROBABLE
     return (pl.when(improbable & (pl.col("no_speech_prob") > SILENT)).then(pl.lit("held_for_silence"))
             .when(pl.col("compression_ratio") > COMPRESSED).then(pl.lit("repeats_itself"))

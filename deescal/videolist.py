@@ -151,6 +151,7 @@ def _header(records, columns, name, needed):
             remedy=f"give a CSV file with a header; known columns: {', '.join(columns)}")
     return names
 
+# %% ../nbs/00d_videolist.ipynb #read_video_list
 def read_video_list(data, name="the list"):
     """Videos and rejects of a released list (bytes of a CSV file), with the number of its records: frames, int.
 
@@ -257,6 +258,7 @@ def _what_it_names(url):
         except AddressError: raise e from None
     return "video", platform, address, platform_id
 
+# %% ../nbs/00d_videolist.ipynb #read_channels
 def read_channels(data, name="the list of channels"):
     """Channels and single videos of a list (bytes of a CSV file with a column `url`),
     one row each; `reason` if refused."""
