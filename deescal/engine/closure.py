@@ -80,7 +80,7 @@ def imported_packages(tree):
 # %% ../../nbs/appendix/A08_closure.ipynb #read_module
 @lru_cache(maxsize=None)
 def _read_module(path, mtime_ns, name):
-    "(hash, imported modules, tables named, packages) of a module; read once while its file is the same."
+    "Of a module: (hash, imported modules, tables named, packages); read anew only when it changes."
     source = Path(path).read_text(encoding="utf-8")
     tree, package = ast.parse(source), (
         name if path.endswith("__init__.py") else name.rpartition(".")[0])

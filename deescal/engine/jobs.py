@@ -98,7 +98,7 @@ def run_parts(models, baselines):
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #derived_parameters
 def _derived(stage, part, parts, models, baselines, missing):
-    "The parameters of a job that follow from the run: its system or model, and what others there are."
+    "The parameters of a job that follow from the run: its system or model, and the others."
     model, variant = next(((m, v) for m in models for v in m.variants
                            if part == (f"{m.name}-{v}" if stage.per == "system" else m.name)),
                           (Model("", "", ()), "baseline"))
@@ -133,7 +133,8 @@ def resolve(
 ):
     """The jobs of a profile, in the order of execution.
 
-    A parameter is the notebook's default, unless the section `run` or, over it, the stage's own section sets it."""
+    A parameter is the notebook's default, unless the section `run` or, over it, the stage's own
+    section sets it."""
     root = Path(root) if root else project_root()
     values, declared = load_profile(profile, overrides, root), stage_parameters(root)
     shared = {RUN_NAMES.get(k, k): v for k, v in values.get("run", {}).items()}
@@ -315,7 +316,7 @@ def plan(jobs, dry=False):
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #lock_run
 def lock(run, jobs=(), file=".lock"):
-    "Hold the run for this process; `DeescalError` where a series, or a job that outlived one, has it."
+    "Hold the run for this process; `DeescalError` where a series, or a job left by one, has it."
     def taken(who): return DeescalError(
         f"the run {run.name!r} is being executed by another process", where=f"{run.data} ({who})",
         remedy="wait for it (a notebook run by hand: until its kernel is shut down), "

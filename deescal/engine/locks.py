@@ -10,7 +10,7 @@ import os, socket, time
 
 # %% ../../nbs/appendix/A02b_locks.ipynb #hold
 def hold(path, taken):
-    "Hold the lock file at `path` until this process ends; raises `taken(who)` where another holds it."
+    "Hold the lock file at `path` until this process ends; raises `taken(who)` if another does."
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = open(path, "a+")
     if not _locked(handle, tries=4):
@@ -44,5 +44,5 @@ def held(path):
         return None if _locked(handle) else handle.read().strip() or "another process"
 
 def killed(path):
-    "Whether the last holder of the lock file at `path` was killed: named there, though nobody holds it."
+    "Whether the last holder of the lock at `path` was killed: named there, though it is free."
     return path.is_file() and path.stat().st_size > 0 and held(path) is None
