@@ -17,8 +17,8 @@ from .files import digest
 def code_sha256(source, package=None):
     """SHA-256 of Python source as a syntax tree without comments and docstrings.
 
-    What is not plain Python is hashed as text. With `package` (a dotted name below deescal, '' for the
-    top) relative imports are the same as absolute ones."""
+    What is not plain Python is hashed as text. With `package` (a dotted name below deescal, '' for
+    the top) relative imports are the same as absolute ones."""
     try: tree = ast.parse(source)
     except SyntaxError: return digest(source)
     for node in ast.walk(tree):
@@ -92,7 +92,7 @@ def _read_module(path, mtime_ns, name):
 
 # %% ../../nbs/appendix/A08_closure.ipynb #closure
 def import_closure(modules, root):
-    """The modules that `modules` import, directly or not, themselves included: name -> SHA-256.
+    """The modules that `modules` import, directly or not, and these themselves: name -> SHA-256.
 
     Only this library's modules count. The name of the package itself is the empty string."""
     todo, seen = list(modules), {}
@@ -108,7 +108,8 @@ def import_closure(modules, root):
 def tables_named(modules, root):
     "Names of the tables whose schema the code of `modules` looks up, as in `TABLES[\"turns\"]`."
     paths = [(name, module_path(name, root)) for name in modules]
-    return sorted(set().union(*(_read_module(str(p), p.stat().st_mtime_ns, name)[2] for name, p in paths)))
+    return sorted(set().union(*(
+        _read_module(str(p), p.stat().st_mtime_ns, name)[2] for name, p in paths)))
 
 # %% ../../nbs/appendix/A08_closure.ipynb #packages_named
 def packages_named(modules, root):

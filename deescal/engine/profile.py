@@ -45,6 +45,16 @@ def read_profile(path):
                                remedy="write it as name: value lines")
     return {s: v if s == "models" else dict(v or {}) for s, v in values.items()}
 
+# %% ../../nbs/appendix/A11_profile.ipynb #override
+def _override(values, overrides):
+    "Put each of `overrides` ('section.name' -> value) into its section of `values`."
+    for name, value in overrides.items():
+        section, _, key = name.partition(".")
+        values[section] = (values.get(section) or {}) | {key: value}
+        for other in values if section == "run" else ():
+            if other not in ("run", "models") and f"{other}.{key}" not in overrides:
+                (values[other] or {}).pop(key, None)
+
 # %% ../../nbs/appendix/A11_profile.ipynb #load_profile
 def load_profile(
     profile,        # name or path
@@ -56,13 +66,7 @@ def load_profile(
     Names and types are checked against the notebooks."""
     path, overrides = profile_path(profile, root), overrides or {}
     values, params = read_profile(path), stage_parameters(root)
-    for name, value in overrides.items():
-        section, _, key = name.partition(".")
-        values[section] = (values.get(section) or {}) | {key: value}
-        # what is said for all on the command line is meant for all
-        for other in values if section == "run" else ():
-            if other not in ("run", "models") and f"{other}.{key}" not in overrides:
-                (values[other] or {}).pop(key, None)
+    _override(values, overrides)
     def where(section, key):
         name = f"{section}.{key}"
         return f"SET {name}" if name in overrides else f"{path}, {name}"
