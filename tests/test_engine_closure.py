@@ -28,16 +28,19 @@ def test_the_closure_follows_imports(tmp_path):
 @pytest.mark.parametrize("text", [
     "from deescal.engine.files import x", "import deescal.engine.files", "from deescal.engine import files",
     "from .engine.files import x", "from .engine import files", "def f():\n    from deescal.engine.files import x",
-    "import importlib\nimportlib.import_module('deescal.engine.files')", "from . import engine\nfrom .engine import files"])
+    "import importlib\nimportlib.import_module('deescal.engine.files')",
+    "from . import engine\nfrom .engine import files"])
 def test_the_closure_enters_sub_packages_however_they_are_imported(tmp_path, text):
-    root = library(tmp_path, a=text, engine__init__="", engine__files="from .errors import y\nx = 1", engine__errors="y = 1")
+    root = library(
+        tmp_path, a=text, engine__init__="", engine__files="from .errors import y\nx = 1", engine__errors="y = 1")
     assert list(import_closure(["a"], root)) == ["", "a", "engine", "engine.errors", "engine.files"]
     before = import_closure(["a"], root)
     (root/"deescal/engine/errors.py").write_text("y = 2")
     assert import_closure(["a"], root)["engine.errors"] != before["engine.errors"]
 
 def test_packages_are_found_however_they_are_imported(tmp_path):
-    root = library(tmp_path, a="import os, numpy.linalg as l\ndef f():\n    from scipy import stats\nfiles('names')", b="")
+    root = library(
+        tmp_path, a="import os, numpy.linalg as l\ndef f():\n    from scipy import stats\nfiles('names')", b="")
     assert packages_named(["a", "b"], root) == {"numpy", "scipy", "names"}
 
 def test_named_tables_are_found(tmp_path):

@@ -23,7 +23,9 @@ def test_every_profile_resolves():
 def test_the_defaults_are_those_of_sample_but_for_dialogue_which_is_hidden():
     declared = stage_parameters()
     for job in resolve("sample"):
-        of_part = ("system", "variant", "model", "source", "lesson", "show_text") if job.stage.per == "system" else ("show_text",)
+        of_part = (
+            ("system", "variant", "model", "source", "lesson", "show_text") if job.stage.per == "system"
+            else ("show_text",))
         defaults = {k: p.default for k, p in declared[job.stage.name].items()}
         assert {k: v for k, v in job.params.items() if k not in of_part} \
             == {k: v for k, v in defaults.items() if k not in of_part}

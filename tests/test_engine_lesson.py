@@ -15,8 +15,12 @@ def project(tmp_path, monkeypatch):
     (tmp_path/"settings.ini").write_text("[DEFAULT]\nlib_name = deescal\n")
     (tmp_path/"deescal").mkdir()
     (tmp_path/"deescal"/"toy.py").write_text("def f(): return 1\n")
-    cells = [("#| default_exp toy", []), ("run_name: str = \"toy\"\nseed: int = 1\nlesson: bool = True\nn: int = 3  # [1..5]", ["parameters"]),
-             ('STAGE = {"question": "?"}', ["stage"]), ("#| export\ndef f(): return 1", []), ("1 + 1", ["example"])]
+    cells = [
+        ("#| default_exp toy", []),
+        ("run_name: str = \"toy\"\nseed: int = 1\nlesson: bool = True\nn: int = 3  # [1..5]", ["parameters"]),
+        ('STAGE = {"question": "?"}', ["stage"]),
+        ("#| export\ndef f(): return 1", []),
+        ("1 + 1", ["example"])]
     (tmp_path/"nbs").mkdir()
     (tmp_path/"nbs"/"01_toy.ipynb").write_text(json.dumps({"cells": [
         {"cell_type": "code", "metadata": {"tags": t}, "source": s} for s, t in cells]}))
@@ -26,7 +30,8 @@ def project(tmp_path, monkeypatch):
 
 GIVEN = {"run_name": "toy", "seed": 1, "lesson": True, "n": 3}
 
-@pytest.mark.parametrize("given, words", [({"n": -5}, "1..5"), ({"n": "abc"}, "of type str"), ({"lesson": "false"}, "True or False")])
+@pytest.mark.parametrize("given, words", [
+    ({"n": -5}, "1..5"), ({"n": "abc"}, "of type str"), ({"lesson": "false"}, "True or False")])
 def test_a_parameter_by_hand_is_checked_like_one_of_a_profile(project, given, words):
     with pytest.raises(ProfileError, match="papermill -p") as e: begin("01_toy", GIVEN | given)
     assert words in str(e.value)

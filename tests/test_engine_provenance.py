@@ -6,7 +6,9 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 # %% ../nbs/appendix/A06_provenance.ipynb #provenance_test
 def test_a_version_is_found_by_the_name_that_is_imported():
     found = package_versions(["sklearn", "transformers", "nothing_of_this_name"])
-    assert found["sklearn"] == metadata.version("scikit-learn") and found["tokenizers"] == metadata.version("tokenizers")
+    assert (
+        found["sklearn"] == metadata.version("scikit-learn")
+        and found["tokenizers"] == metadata.version("tokenizers"))
     assert found["nothing_of_this_name"] == "not installed" and found["python"].startswith("3.1")
 
 def test_facts_are_there_and_a_folder_without_git_says_so(tmp_path):

@@ -30,9 +30,12 @@ def test_every_table_explains_its_columns():
 # %% ../nbs/appendix/A04_tables.ipynb #declare_test
 def test_a_declaration_becomes_columns_with_types_and_units():
     t = parse_table("t", "s", "(a b) what it is\n a str: one\n b int? s: two")
-    assert t.key == ("a", "b") and t.meaning == "what it is" and t.columns[1] == Column("b", pl.Int64(), "s", "two", True)
+    assert (
+        t.key == ("a", "b") and t.meaning == "what it is"
+        and t.columns[1] == Column("b", pl.Int64(), "s", "two", True))
     assert parse_table("u", "s", "(a b) same\n columns of t", {"t": t}).columns == t.columns
 
-@pytest.mark.parametrize("text", ["no key\n a str: x", "(a) m\n a text: x", "(z) m\n a str: x", "(a) m\n columns of nowhere"])
+@pytest.mark.parametrize("text", [
+    "no key\n a str: x", "(a) m\n a text: x", "(z) m\n a str: x", "(a) m\n columns of nowhere"])
 def test_a_faulty_declaration_names_table_and_line(text):
     with pytest.raises(TableError, match="table t"): parse_table("t", "s", text)

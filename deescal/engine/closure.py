@@ -15,9 +15,10 @@ from .files import digest
 
 # %% ../../nbs/appendix/A08_closure.ipynb #source_hash
 def code_sha256(source, package=None):
-    """SHA-256 of Python source as a syntax tree without comments and docstrings; of the text if it is not plain Python.
+    """SHA-256 of Python source as a syntax tree without comments and docstrings.
 
-    With `package` (a dotted name below deescal, '' for the top) relative imports are the same as absolute ones."""
+    What is not plain Python is hashed as text. With `package` (a dotted name below deescal, '' for
+    the top) relative imports are the same as absolute ones."""
     try: tree = ast.parse(source)
     except SyntaxError: return digest(source)
     for node in ast.walk(tree):
@@ -41,20 +42,23 @@ def module_path(name, root):
 
 # %% ../../nbs/appendix/A08_closure.ipynb #imported_modules
 def imported_modules(tree, package):
-    """Names that a syntax tree imports from this library, wherever in it: `corpus`, `engine.files`, `engine`.
+    """Names that a syntax tree imports from this library: `corpus`, `engine.files`, `engine`.
 
-    `package` is the dotted name below deescal that relative imports start from; `import_module("deescal.x")` counts."""
+    `package` is the dotted name below deescal that relative imports start from. A call of
+    `import_module("deescal.x")` counts."""
     found = set()
     for node in ast.walk(tree):
         names = []
         if isinstance(node, ast.Import): names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
             up = ["deescal", *filter(None, package.split("."))]
-            base = ".".join([*up[:len(up) - node.level + 1], *([node.module] if node.module else [])]) \
-                if node.level else node.module
+            base = ".".join([
+                *up[:len(up) - node.level + 1], *([node.module] if node.module else [])
+            ]) if node.level else node.module
             names = [base, *(f"{base}.{a.name}" for a in node.names)]
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in (
-                "import_module", "__import__") and node.args and isinstance(node.args[0], ast.Constant):
+        elif (isinstance(node, ast.Call)
+                and getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
+                and node.args and isinstance(node.args[0], ast.Constant)):
             names = [str(node.args[0].value)]
         found |= {n.removeprefix("deescal").lstrip(".") for n in names if n.split(".")[0] == "deescal"}
     return found
@@ -63,30 +67,34 @@ def imported_modules(tree, package):
 _LOOK_UPS = ("import_module", "__import__", "find_spec", "files")  # files: of importlib.resources
 
 def imported_packages(tree):
-    "Names of other people's packages that a syntax tree imports or looks up, wherever in it; not Python's own."
+    "Names of other people's packages that a syntax tree imports or looks up; not Python's own."
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): found |= {a.name for a in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level: found.add(node.module)
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in _LOOK_UPS:
+        elif (isinstance(node, ast.Call)
+                and getattr(node.func, "attr", getattr(node.func, "id", "")) in _LOOK_UPS):
             found |= {str(a.value) for a in node.args[:1] if isinstance(a, ast.Constant)}
     return {n.split(".")[0] for n in found} - {"deescal", "", *sys.stdlib_module_names}
 
 # %% ../../nbs/appendix/A08_closure.ipynb #read_module
 @lru_cache(maxsize=None)
 def _read_module(path, mtime_ns, name):
-    "(hash, imported modules, tables named, packages) of a module; read once for as long as its file is the same."
+    "Of a module: (hash, imported modules, tables named, packages); read anew only when it changes."
     source = Path(path).read_text(encoding="utf-8")
-    tree, package = ast.parse(source), name if path.endswith("__init__.py") else name.rpartition(".")[0]
-    named = {n.slice.value for n in ast.walk(tree) if isinstance(n, ast.Subscript)
-             and getattr(n.value, "id", "") == "TABLES" and isinstance(n.slice, ast.Constant)}
+    tree, package = ast.parse(source), (
+        name if path.endswith("__init__.py") else name.rpartition(".")[0])
+    named = {
+        n.slice.value for n in ast.walk(tree)
+        if isinstance(n, ast.Subscript) and getattr(n.value, "id", "") == "TABLES"
+        and isinstance(n.slice, ast.Constant)}
     return code_sha256(source, package), imported_modules(tree, package), named, imported_packages(tree)
 
 # %% ../../nbs/appendix/A08_closure.ipynb #closure
 def import_closure(modules, root):
-    """The modules of this library that `modules` import, directly or not, themselves included: name -> SHA-256.
+    """The modules that `modules` import, directly or not, and these themselves: name -> SHA-256.
 
-    The name of the package itself is the empty string."""
+    Only this library's modules count. The name of the package itself is the empty string."""
     todo, seen = list(modules), {}
     while todo:
         name = todo.pop()
@@ -100,7 +108,8 @@ def import_closure(modules, root):
 def tables_named(modules, root):
     "Names of the tables whose schema the code of `modules` looks up, as in `TABLES[\"turns\"]`."
     paths = [(name, module_path(name, root)) for name in modules]
-    return sorted(set().union(*(_read_module(str(p), p.stat().st_mtime_ns, name)[2] for name, p in paths)))
+    return sorted(set().union(*(
+        _read_module(str(p), p.stat().st_mtime_ns, name)[2] for name, p in paths)))
 
 # %% ../../nbs/appendix/A08_closure.ipynb #packages_named
 def packages_named(modules, root):

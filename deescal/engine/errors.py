@@ -22,8 +22,10 @@ class DeescalError(Exception):
             self.where and f"  where:  {self.where}",
             self.remedy and f"  remedy: {self.remedy}"])))
 
-class InputError(DeescalError): "Input that cannot be used: a folder, a file or a value from outside."
-class ProfileError(DeescalError): "A profile that names something unknown or gives it the wrong type."
+class InputError(DeescalError):
+    "Input that cannot be used: a folder, a file or a value from outside."
+class ProfileError(DeescalError):
+    "A profile that names something unknown or gives it the wrong type."
 class TableError(DeescalError): "A table that does not match its declared schema."
 class AccountingError(DeescalError): "Records went missing: in is not out + rejected."
 
@@ -43,12 +45,14 @@ def did_you_mean(
 _HOST = {
     errno.ENOSPC: "make room on this disk (a run of the sample takes 50 MB), then run it again",
     errno.EDQUOT: "make room within your quota, then run it again",
-    errno.EROFS: "this file system is read-only: work in a copy of the project on one that can be written",
+    errno.EROFS:
+        "this file system is read-only: work in a copy of the project on one that can be written",
     errno.EACCES: "let this user write there (chown or chmod), or work in a copy of the project",
     errno.EPERM: "let this user write there (chown or chmod), or work in a copy of the project"}
 
 def host_error(error, doing="write a file"):
-    "A `DeescalError` for an `OSError` whose cause is known (full disk, no permission ...), else None."
+    "A `DeescalError` for an `OSError` of known cause (full disk, no permission ...), else None."
     remedy = _HOST.get(getattr(error, "errno", None))
     return remedy and DeescalError(
-        f"cannot {doing}: {error.strerror or type(error).__name__}", where=error.filename or "", remedy=remedy)
+        f"cannot {doing}: {error.strerror or type(error).__name__}",
+        where=error.filename or "", remedy=remedy)

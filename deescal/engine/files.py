@@ -21,7 +21,8 @@ def project_root(
     for p in (start, *start.parents):
         if (p/"settings.ini").is_file() and "lib_name = deescal" in (p/"settings.ini").read_text():
             return p
-    raise InputError("this is not a checkout of deescal", where=start, remedy="change into the project's folder")
+    raise InputError(
+        "this is not a checkout of deescal", where=start, remedy="change into the project's folder")
 
 # %% ../../nbs/appendix/A02_files.ipynb #hashes
 def file_sha256(path):
@@ -48,25 +49,29 @@ def derive_seed(
 
 # %% ../../nbs/appendix/A02_files.ipynb #folder_hash
 def path_sha256(path):
-    """SHA-256 of a file, or of a folder: the relative names and contents of its files and those one level below.
+    """SHA-256 of a file, or of a folder: relative names and contents of its files and those one level below.
 
-    Links are followed, hidden files left out; 'missing' or 'unreadable' in place of a hash that cannot be had."""
+    Links are followed, hidden files left out. 'missing' or 'unreadable' stands for a hash that cannot be
+    had."""
     path = Path(path)
     try:
         if path.is_file(): return file_sha256(path)
         if not path.is_dir(): return "missing"
         top = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-        files = [f for p in top for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if not f.name.startswith(".")]
+        files = [
+            f for p in top for f in (sorted(p.iterdir()) if p.is_dir() else [p])
+            if not f.name.startswith(".")]
     except OSError: return "unreadable"
     names = [os.fsencode(f.relative_to(path)).hex() for f in files]
-    return digest([[name, path_sha256(f) if f.is_file() else "no file"] for name, f in zip(names, files)])
+    return digest([
+        [name, path_sha256(f) if f.is_file() else "no file"] for name, f in zip(names, files)])
 
 # %% ../../nbs/appendix/A02_files.ipynb #safe_id
 def safe_id(
     text,         # any text, a file's stem for instance
     max_bytes=100 # of the result as UTF-8
 ):
-    "`text` as an identifier that is safe as a file name: NFC, letters, digits, '.', '-' and '_', at most `max_bytes`."
+    "`text` as an identifier safe as a file name: NFC; letters, digits, '.', '-', '_'; at most `max_bytes`."
     text = unicodedata.normalize("NFC", str(text))
     name = re.sub(r"[^\w.\-]+", "_", text).strip("._") or "unnamed"
     if len(name.encode()) <= max_bytes: return name
@@ -96,7 +101,8 @@ def atomic_folder(path):
     "A temporary folder beside `path` that takes its place when the block ends without an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp") as tmp:
+    with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp") as tmp:
         inner = Path(tmp)/"folder"
         inner.mkdir()
         yield inner

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_NAMES', 'PAGE_PARAMETERS', 'WRITTEN', 'RENDERED', 'Job', 'job_reads', 'job_writes', 'job_after', 'run_parts',
            'stages_from', 'resolve', 'left_out', 'fingerprint', 'page_fingerprint', 'outputs', 'read_record', 'stale',
-           'due', 'page_stale', 'plan', 'lock', 'write_manifest']
+           'page_stale', 'plan', 'lock', 'write_manifest']
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #imports
 import ast, json, os
@@ -47,8 +47,6 @@ class Job:
     @property
     def progress(self): return self.run.data/"jobs"/f"{self.name}.progress"
     @property
-    def again(self): return self.run.data/"jobs"/f"{self.name}.again"
-    @property
     def params_file(self): return self.run.data/"params"/f"{self.name}.yml"
     @property
     def notebook(self): return self.run.root/"nbs"/f"{self.stage.notebook}.ipynb"
@@ -67,7 +65,9 @@ class Job:
 def job_reads(job):
     "Paths of the tables and of the folders that a job reads."
     model, variant = job.params.get("model"), job.params.get("variant", "base")
-    return [job.run.table_path(t, p) for t in job.stage.reads for p in table_parts(t, job.parts)] + [
+    return [
+        job.run.table_path(t, p) for t in job.stage.reads for p in table_parts(t, job.parts)
+    ] + [
         job.run.folder(kind, model or "") for kind in job.stage.uses
         if not job.stage.per or model and (kind == "base" or variant == "tuned")]
 
@@ -75,9 +75,12 @@ def job_reads(job):
 def job_writes(job):
     "Paths of the tables and folders that a job writes, its accounting included."
     own = [job.run.table_path(t, job.part or None) for t in job.stage.writes]
-    return own + [job.run.folder(kind, job.part) for kind in job.stage.makes if kind != "figures"] + (
-        [job.run.table_path("accounting", f"{job.stage.name}-{job.part}" if job.part else job.stage.name)]
-        if own else [])
+    return own + [
+        job.run.folder(kind, job.part) for kind in job.stage.makes if kind != "figures"
+    ] + ([
+        job.run.table_path(
+            "accounting", f"{job.stage.name}-{job.part}" if job.part else job.stage.name)
+    ] if own else [])
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #job_after
 def job_after(job, jobs):
@@ -88,23 +91,33 @@ def job_after(job, jobs):
 # %% ../../nbs/appendix/A12_jobs.ipynb #derived
 def run_parts(models, baselines):
     "What stages run once for: system (all baselines as one part), model, tuned."
-    return {"system": (*(["baselines"] if baselines else []), *(s for m in models for s in m.systems)),
-            "model": tuple(m.name for m in models), "tuned": tuple(m.name for m in models if "tuned" in m.variants)}
+    return {
+        "system": (*(["baselines"] if baselines else []), *(s for m in models for s in m.systems)),
+        "model": tuple(m.name for m in models),
+        "tuned": tuple(m.name for m in models if "tuned" in m.variants)}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #derived_parameters
 def _derived(stage, part, parts, models, baselines, missing):
-    "The parameters of a job that follow from the run: which system or model it is for, and what others there are."
+    "The parameters of a job that follow from the run: its system or model, and the others."
     model, variant = next(((m, v) for m in models for v in m.variants
                            if part == (f"{m.name}-{v}" if stage.per == "system" else m.name)),
                           (Model("", "", ()), "baseline"))
     systems = [s for p in parts["system"] for s in (baselines if p == "baselines" else [p])]
-    return {"systems": systems, "parts": list(parts["system"]), "models": list(parts["model"]),
-            "tuned": list(parts["tuned"]), "system": part, "model": model.name, "source": model.source,
-            "variant": variant, "missing": missing,
-            "stages": list(parts["stages"]) if len(parts["stages"]) < len(STAGES) else []}
+    return {
+        "systems": systems,
+        "parts": list(parts["system"]),
+        "models": list(parts["model"]),
+        "tuned": list(parts["tuned"]),
+        "system": part,
+        "model": model.name,
+        "source": model.source,
+        "variant": variant,
+        "missing": missing,
+        "stages": list(parts["stages"]) if len(parts["stages"]) < len(STAGES) else []}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve
-RUN_NAMES = {"name": "run_name"}  # `run.name` is called `run_name` inside a notebook, where `run` is the Run itself
+# `run.name` is called `run_name` inside a notebook, where `run` is the Run itself
+RUN_NAMES = {"name": "run_name"}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #stages_from
 def stages_from(start=""):
@@ -116,13 +129,17 @@ def resolve(
     profile,        # name or path
     overrides=None, # "section.name" -> value
     root=None,
-    failed=None,    # job name -> why: jobs that are given up; what needs them is left out, and the report says so
+    failed=None,    # job name -> why: jobs that are given up, and with them what needs them
 ):
-    "The jobs of a profile, in order: every notebook's defaults, then the section `run`, then the stage's own section."
+    """The jobs of a profile, in the order of execution.
+
+    A parameter is the notebook's default, unless the section `run` or, over it, the stage's own
+    section sets it."""
     root = Path(root) if root else project_root()
     values, declared = load_profile(profile, overrides, root), stage_parameters(root)
     shared = {RUN_NAMES.get(k, k): v for k, v in values.get("run", {}).items()}
-    given = (values.get("corpus") or {}).get("data")  # transcripts: nothing to harvest, unless another start is named
+    # transcripts are given: nothing to harvest, unless another start is named
+    given = (values.get("corpus") or {}).get("data")
     stages = stages_from(shared.pop("start", "") or ("corpus" if given else ""))
     shared.setdefault("run_name", profile_path(profile, root).stem)
     run = Run(shared["run_name"], shared.get("seed", 3407), root)
@@ -130,15 +147,21 @@ def resolve(
     check_names(models, baselines, profile_path(profile, root))
     parts = run_parts(models, baselines) | {"stages": tuple(s.name for s in stages)}
     if not parts["system"]:
-        raise ProfileError("a run without any system", where=profile_path(profile, root),
-                           remedy="name a baseline in run.baselines, or a model in the section models")
+        raise ProfileError(
+            "a run without any system", where=profile_path(profile, root),
+            remedy="name a baseline in run.baselines, or a model in the section models")
     def jobs_of(parts, missing):
-        return [Job(stage, part, _parameters(stage, part, declared[stage.name], shared, values)
-                    | {k: v for k, v in _derived(stage, part, parts, models, baselines, missing).items()
-                       if k in declared[stage.name]}
-                    | ({"lesson": False} if part and part != parts[stage.per][0] else {}),  # once a notebook is enough
-                    run, parts)
-                for stage in stages for part in (parts[stage.per] if stage.per else [""])]
+        return [
+            Job(
+                stage, part,
+                _parameters(stage, part, declared[stage.name], shared, values)
+                | {
+                    k: v for k, v in _derived(stage, part, parts, models, baselines, missing).items()
+                    if k in declared[stage.name]}
+                # to show the lesson once a notebook is enough
+                | ({"lesson": False} if part and part != parts[stage.per][0] else {}),
+                run, parts)
+            for stage in stages for part in (parts[stage.per] if stage.per else [""])]
     jobs = jobs_of(parts, [])
     return _without(jobs, failed, jobs_of) if failed else jobs
 
@@ -147,13 +170,15 @@ def _default_baselines(declared):
     return next((p["baselines"].default for p in declared.values() if "baselines" in p), [])
 
 def _parameters(stage, part, mine, shared, values):
-    params = {k: p.default for k, p in mine.items()} | {k: v for k, v in shared.items() if k in mine} \
-        | values.get(stage.name, {})
+    params = (
+        {k: p.default for k, p in mine.items()}
+        | {k: v for k, v in shared.items() if k in mine}
+        | values.get(stage.name, {}))
     return {k: float(v) if mine[k].type is float else v for k, v in params.items()}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #without
 def left_out(jobs, failed):
-    "The jobs that cannot run where `failed` (name -> why) are given up: name -> why, those themselves included."
+    "The jobs that cannot run where `failed` are given up, those included: name -> why."
     dead, grown = dict(failed), True
     while grown:
         grown = False
@@ -161,9 +186,12 @@ def left_out(jobs, failed):
             if job.name in dead or "figures" in job.stage.makes: continue
             by_stage = {}
             for j in job_after(job, jobs): by_stage.setdefault(j.stage.name, []).append(j.name)
-            gone = [names for names in by_stage.values()
-                    if all(n in dead for n in names) or job.stage.per and any(n in dead for n in names)]
-            if gone: dead[job.name], grown = f"not run: it needs {next(n for n in gone[0] if n in dead)}", True
+            gone = [
+                names for names in by_stage.values()
+                if all(n in dead for n in names)
+                or job.stage.per and any(n in dead for n in names)]
+            if gone:
+                dead[job.name], grown = f"not run: it needs {next(n for n in gone[0] if n in dead)}", True
     return dead
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #parts_left
@@ -171,7 +199,9 @@ def _without(jobs, failed, jobs_of):
     "The jobs that can still run, resolved for the parts that are left."
     dead = left_out(jobs, failed)
     lost = {(j.stage.per, j.part) for j in jobs if j.name in dead}
-    parts = {kind: tuple(p for p in names if (kind, p) not in lost) for kind, names in jobs[0].parts.items()}
+    parts = {
+        kind: tuple(p for p in names if (kind, p) not in lost)
+        for kind, names in jobs[0].parts.items()}
     missing = [f"{name}: {' '.join(str(why).split())}" for name, why in dead.items()]
     return [j for j in jobs_of(parts, missing) if j.name not in dead]
 
@@ -180,8 +210,10 @@ PAGE_PARAMETERS = ("lesson", "show_text")
 
 def _cells(job, kinds):
     "Sources of the job's cells of some kinds, without the exported ones, which are the module."
-    return [c["source"] for c in notebook_cells(job.notebook)
-            if cell_kind(c) in kinds and not {"export", "default_exp"} & set(directives(c["source"]))]
+    return [
+        c["source"] for c in notebook_cells(job.notebook)
+        if cell_kind(c) in kinds
+        and not {"export", "default_exp"} & set(directives(c["source"]))]
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #job_closure
 def _closure(job, sources):
@@ -194,13 +226,14 @@ def _closure(job, sources):
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #schema_hash
 def _versions(job, modules, sources):
-    "The versions of Python and of the packages that these modules and cells import: name -> version."
+    "Versions of Python and of the packages that these modules and cells import: name -> version."
     named = packages_named(modules, job.run.root)
     for source in sources:
         try: named |= imported_packages(ast.parse(source))
         except SyntaxError: pass
     return package_versions(named)
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #table_schema
 def _schema(name):
     t = TABLES[name]
     return digest(t.key, [(c.name, str(c.dtype), c.nullable) for c in t.columns])
@@ -213,8 +246,10 @@ def fingerprint(job):
     parts = {f"parameter {k}": digest(v) for k, v in job.params.items() if k not in PAGE_PARAMETERS}
     parts |= {f"source {k or 'deescal'}": v for k, v in modules.items()}
     parts |= {f"version {k}": v for k, v in _versions(job, modules, cells).items()}
-    parts |= {"source notebook": digest([code_sha256(c) for c in cells]),
-              "declaration": digest(stage.reads, stage.writes, stage.paths, stage.per, stage.uses, stage.makes)}
+    parts |= {
+        "source notebook": digest([code_sha256(c) for c in cells]),
+        "declaration": digest(
+            stage.reads, stage.writes, stage.paths, stage.per, stage.uses, stage.makes)}
     named = {*stage.reads, *stage.writes, *tables_named(modules, job.run.root)}
     parts |= {f"schema {t}": _schema(t) for t in sorted(named)}
     def name(p): return p.relative_to(job.run.data).as_posix().removeprefix("tables/").removesuffix(".parquet")
@@ -223,12 +258,13 @@ def fingerprint(job):
         parts["input model"] = path_sha256(job.run.path(job.params["source"]))
     parts |= {f"input {p}": path_sha256(job.run.path(job.params[p])) for p in stage.paths}
     for kind in ("encoder", "speech_model", "segmentation", "embedding"):  # a name, or a path
-        if (path := job.run.path(job.params.get(kind, ""))).exists(): parts[f"input {kind}"] = path_sha256(path)
+        if (path := job.run.path(job.params.get(kind, ""))).exists():
+            parts[f"input {kind}"] = path_sha256(path)
     return parts | {f"resource {n}": need_state(need) for n, need in stage.needs.items()}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #page_fingerprint
 def page_fingerprint(job):
-    "What decides whether only the lesson's page must be made again: examples, what is shown, and the code they use."
+    "What decides whether the lesson's page must be made again: examples, what is shown, their code."
     cells = _cells(job, ("show", *(("example", "setup") if job.params.get("lesson") else ())))
     modules = _closure(job, cells)
     return digest([code_sha256(c) for c in cells], modules, _versions(job, modules, cells),
@@ -264,11 +300,6 @@ def stale(job):
     reasons += [f"output {p} changed" for p, h in record["outputs"].items() if path_sha256(job.run.root/p) != h]
     return reasons + ([f"{job.executed.name} is gone"] if not job.executed.is_file() else [])
 
-# %% ../../nbs/appendix/A12_jobs.ipynb #due
-def due(job):
-    "Why a job should run: the reasons of `stale`, and what it could not have last time and may have now."
-    return stale(job) or ([f"not to be had last time: {job.again.read_text()}"] if job.again.is_file() else [])
-
 # %% ../../nbs/appendix/A12_jobs.ipynb #page_stale
 def page_stale(job):
     "Whether the lesson's page must be made again although what the job computed still holds."
@@ -276,8 +307,8 @@ def page_stale(job):
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #plan
 def plan(jobs, dry=False):
-    "The jobs that are due; their stamps are removed and those of the others made, unless it is a `dry` run."
-    again = [job for job in jobs if due(job) or page_stale(job)]
+    "The jobs that are stale; unless `dry`, their stamps are removed and those of the others made."
+    again = [job for job in jobs if stale(job) or page_stale(job)]
     for job in [] if dry else jobs:
         if job in again: job.stamp.unlink(missing_ok=True)
         elif not job.stamp.exists(): write_text(job.stamp, "")
@@ -285,10 +316,11 @@ def plan(jobs, dry=False):
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #lock_run
 def lock(run, jobs=(), file=".lock"):
-    "Hold the run for this process; `DeescalError` where another series, or a job that outlived one, is at work on it."
+    "Hold the run for this process; `DeescalError` where a series, or a job left by one, has it."
     def taken(who): return DeescalError(
         f"the run {run.name!r} is being executed by another process", where=f"{run.data} ({who})",
-        remedy="wait for it (a notebook run by hand: until its kernel is shut down), or choose another name: RUN=<name>")
+        remedy="wait for it (a notebook run by hand: until its kernel is shut down), "
+               "or choose another name: RUN=<name>")
     handle = hold(run.data/file, taken)
     if file != ".lock" and (who := held(run.data/".lock")): raise taken(who)
     for job in jobs: _check_lock(job)
@@ -299,7 +331,8 @@ def _check_lock(job):
     "`DeescalError` where the job is running; what a killed one left in its lock file is cleared."
     if who := held(job.lock):
         raise DeescalError(
-            f"{job.name} of a series that was killed is still running", where=f"{job.run.data} ({who})",
+            f"{job.name} of a series that was killed is still running",
+            where=f"{job.run.data} ({who})",
             remedy=f"wait for it to end, or end it: kill {who.split()[1]}")
     if killed(job.lock): os.truncate(job.lock, 0)
 

@@ -29,7 +29,7 @@ def find_notebook(name, root=None):
 
 # %% ../../nbs/appendix/A10_lesson.ipynb #compare_exported
 def assert_exported(notebook, root=None):
-    "Raise `DeescalError` unless the exported cells of `notebook` (such as '06_corpus') equal the module they went to."
+    "`DeescalError` unless the exported cells of `notebook` ('06_corpus') equal the module they went to."
     root = root or project_root()
     path = find_notebook(notebook, root)
     cells = [c["source"] for c in notebook_cells(path) if c["cell_type"] == "code"]
@@ -51,8 +51,10 @@ def check_parameters(notebook, namespace, root=None):
     "Raise `ProfileError` unless each parameter in `namespace` has its declared type and is allowed."
     declared = notebook_parameters(find_notebook(notebook, root))
     if lacks := [n for n in ("run_name", "seed", "lesson") if n not in declared]:
-        raise ProfileError(f"{notebook} has no parameter {', '.join(lacks)}", where=f"{notebook}, cell tagged 'parameters'",
-                           remedy="every stage has run_name: str, seed: int and lesson: bool")
+        raise ProfileError(
+            f"{notebook} has no parameter {', '.join(lacks)}",
+            where=f"{notebook}, cell tagged 'parameters'",
+            remedy="every stage has run_name: str, seed: int and lesson: bool")
     for name, parameter in declared.items():
         check_value(name, namespace[name], parameter, f"{notebook}, its parameters (papermill -p or -f)")
 
@@ -62,7 +64,9 @@ LESSON = ("example", "test", "setup")
 
 def skip_lesson(notebook, shell, root=None):
     "Have the interpreter `shell` leave out the example and test cells of `notebook` from here on."
-    teaches = {c["source"].strip() for c in notebook_cells(find_notebook(notebook, root)) if cell_kind(c) in LESSON}
+    teaches = {
+        c["source"].strip() for c in notebook_cells(find_notebook(notebook, root))
+        if cell_kind(c) in LESSON}
     def transform(lines): return [LEFT_OUT] if "".join(lines).strip() in teaches else lines
     shell.input_transformers_cleanup.append(transform)
 
@@ -70,7 +74,7 @@ def skip_lesson(notebook, shell, root=None):
 _HANDLES = {}   # lock file -> open file: what this process holds, by hand
 
 def hold_by_hand(run):
-    "Hold `run` for as long as this kernel lives; refused while the series, or another kernel, is at work on it."
+    "Hold `run` for as long as this kernel lives; refused while the series or another kernel has it."
     def taken(who): return DeescalError(
         f"the run {run.name!r} is being executed by another process", where=f"{run.data} ({who})",
         remedy="wait for it, or give this notebook a run of its own: -p run_name <name>")

@@ -10,7 +10,7 @@ import os, socket, time
 
 # %% ../../nbs/appendix/A02b_locks.ipynb #hold
 def hold(path, taken):
-    "Hold the lock file at `path` until this process ends; `taken(who)` is raised where another process holds it."
+    "Hold the lock file at `path` until this process ends; raises `taken(who)` if another does."
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = open(path, "a+")
     if not _locked(handle, tries=4):
@@ -40,8 +40,9 @@ def release(handle):
 def held(path):
     "Whether a process holds the lock file at `path`; None where nobody does, else who."
     if not path.is_file(): return None
-    with open(path) as handle: return None if _locked(handle) else handle.read().strip() or "another process"
+    with open(path) as handle:
+        return None if _locked(handle) else handle.read().strip() or "another process"
 
 def killed(path):
-    "Whether the process that held the lock file at `path` was killed: its name stands there, and nobody holds it."
+    "Whether the last holder of the lock at `path` was killed: named there, though it is free."
     return path.is_file() and path.stat().st_size > 0 and held(path) is None

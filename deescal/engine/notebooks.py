@@ -22,7 +22,9 @@ def _read_notebook(path, mtime_ns): return json.loads(Path(path).read_text(encod
 def notebook_cells(path):
     "The cells of a notebook file, each a dictionary with `source` as one text and `tags`."
     nb = _read_notebook(str(path), Path(path).stat().st_mtime_ns)
-    return [c | {"source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])} for c in nb["cells"]]
+    return [
+        c | {"source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])}
+        for c in nb["cells"]]
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #directives
 def directives(source):
@@ -58,8 +60,9 @@ def notebooks_folder():
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #lesson_paths
 def lessons(folder=None):
-    "The lessons in the order they are read: the notebooks of `folder` (default: the project's `nbs`), less the index."
-    return sorted(p for p in Path(folder or notebooks_folder()).glob("*.ipynb") if p.stem != "index")
+    "The lessons in reading order: notebooks of `folder` (default: the project's `nbs`) but the index."
+    return sorted(
+        p for p in Path(folder or notebooks_folder()).glob("*.ipynb") if p.stem != "index")
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #stage_name
 def stage_name(path):
@@ -68,20 +71,21 @@ def stage_name(path):
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #module_name
 def module_name(path):
-    "The module that a notebook exports to, below `deescal`: corpus, engine.files; None where it exports nothing."
+    "The module below `deescal` that a notebook exports to: corpus, engine.files; None where to none."
     found = (re.match(r"#\|\s*default_exp ([\w.]+)", c["source"]) for c in notebook_cells(path))
     return next((m[1] for m in found if m), None)
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #nbformat
 def import_nbformat():
-    "The module nbformat, without the grammar of internationalised addresses, which takes seconds and is never used."
-    sys.modules.setdefault("rfc3987_syntax", None)  # makes its import fail, which jsonschema expects
+    "The module nbformat, without a grammar of addresses that takes seconds and is never used."
+    # its import fails now, as jsonschema expects where it is not installed
+    sys.modules.setdefault("rfc3987_syntax", None)
     import nbformat, nbformat.v4
     return nbformat
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #declaration
 def declaration(path):
-    "What a notebook declares of itself in its cell tagged `stage`: name -> literal; empty where it is no stage."
+    "What a notebook declares in its cell tagged `stage`: name -> literal; empty where it is no stage."
     return _declaration(str(path), Path(path).stat().st_mtime_ns)
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #read_declaration
@@ -90,32 +94,38 @@ def _declaration(path, mtime_ns):
     out = {}
     try: body = ast.parse(tagged(path, "stage")).body
     except SyntaxError as e:
-        raise DeescalError(f"not Python: {e.msg}", where=f"{path}, line {e.lineno} of the cell tagged 'stage'",
-                           remedy="mend that line") from None
+        raise DeescalError(
+            f"not Python: {e.msg}",
+            where=f"{path}, line {e.lineno} of the cell tagged 'stage'",
+            remedy="mend that line") from None
     for node in body:
         try: out[node.targets[0].id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
             raise DeescalError(
-                "a stage declares itself in literals", where=f"{path}, line {node.lineno} of the cell tagged 'stage'",
-                remedy='write it as STAGE = {"question": "..."} and TABLES = {"name": "..."}') from None
+                "a stage declares itself in literals",
+                where=f"{path}, line {node.lineno} of the cell tagged 'stage'",
+                remedy='write it as STAGE = {"question": "..."} and TABLES = {"name": "..."}'
+            ) from None
     return out
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #state
 def state(paths):
-    "Which files these are and when each was changed: what is read from them holds for as long as this is the same."
+    "Which files these are and when each was changed: while this is the same, what was read holds."
     return tuple((str(p), p.stat().st_mtime_ns) for p in paths)
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #parameters
 class Parameter(NamedTuple):
-    "A parameter of a notebook: its type, its default, and what it may be (text: 'low..high', 'this|that', or '')."
+    "A notebook's parameter: type, default, and what is allowed: 'low..high', 'this|that', or ''."
     type: type
     default: object
     allowed: str = ""
 
     def accepts(self, value):
-        "Whether `value` is in the range or among the choices; of a list, whether each item is, and none twice."
+        "Whether `value` is in the range or among the choices; of a list, each item, and none twice."
         if self.type is list and self.allowed:
-            return len(set(map(str, value))) == len(value) and {*map(str, value)} <= {*self.allowed.split("|")}
+            return (
+                len(set(map(str, value))) == len(value)
+                and {*map(str, value)} <= {*self.allowed.split("|")})
         if ".." in self.allowed:
             low, high = (float(x) if x else None for x in self.allowed.split(".."))
             return (low is None or value >= low) and (high is None or value <= high)
@@ -126,10 +136,12 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list}
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #notebook_parameters
 def notebook_parameters(path):
-    "The parameters that a notebook declares: name -> `Parameter`. Read from the cell tagged `parameters`."
+    "The parameters that a notebook declares in its cell tagged `parameters`: name -> `Parameter`."
     source, out = tagged(path, "parameters"), {}
     for node in ast.parse(source).body:
-        if not isinstance(node, ast.AnnAssign) or getattr(node.annotation, "id", "") not in TYPES or not node.value:
+        if (not isinstance(node, ast.AnnAssign)
+                or getattr(node.annotation, "id", "") not in TYPES
+                or not node.value):
             raise DeescalError(
                 "a parameter needs a type and a default",
                 where=f"{path}, line {node.lineno} of the cell tagged 'parameters'",
@@ -142,7 +154,7 @@ def notebook_parameters(path):
 
 # %% ../../nbs/appendix/A03_notebooks.ipynb #check_value
 def check_value(name, value, parameter, where):
-    "Raise `ProfileError` unless `value` has the type of `parameter` and is allowed; whole numbers pass for floats."
+    "`ProfileError` unless `value` has the type of `parameter` (an int passes for a float) and is allowed."
     if type(value) is not parameter.type and not (parameter.type is float and type(value) is int):
         raise ProfileError(
             f"{name} is {value!r}, of type {type(value).__name__}", where=where,

@@ -37,12 +37,23 @@ def read_profile(path):
             f"not readable as YAML: {e}", where=path,
             remedy="write it as UTF-8, and check the indentation near that line") from e
     if not isinstance(values, dict):
-        raise ProfileError("a profile holds sections", where=path, remedy="write it as section: {name: value}")
+        raise ProfileError(
+            "a profile holds sections", where=path, remedy="write it as section: {name: value}")
     for section, names in values.items():
         if section != "models" and not isinstance(names or {}, dict):
             raise ProfileError(f"the section {section!r} holds {names!r}", where=path,
                                remedy="write it as name: value lines")
     return {s: v if s == "models" else dict(v or {}) for s, v in values.items()}
+
+# %% ../../nbs/appendix/A11_profile.ipynb #override
+def _override(values, overrides):
+    "Put each of `overrides` ('section.name' -> value) into its section of `values`."
+    for name, value in overrides.items():
+        section, _, key = name.partition(".")
+        values[section] = (values.get(section) or {}) | {key: value}
+        for other in values if section == "run" else ():
+            if other not in ("run", "models") and f"{other}.{key}" not in overrides:
+                (values[other] or {}).pop(key, None)
 
 # %% ../../nbs/appendix/A11_profile.ipynb #load_profile
 def load_profile(
@@ -50,14 +61,12 @@ def load_profile(
     overrides=None, # "section.name" -> value, from the command line
     root=None,
 ):
-    "A profile as a dictionary of sections, with `overrides` applied; names and types checked against the notebooks."
+    """A profile as a dictionary of sections, with `overrides` applied.
+
+    Names and types are checked against the notebooks."""
     path, overrides = profile_path(profile, root), overrides or {}
     values, params = read_profile(path), stage_parameters(root)
-    for name, value in overrides.items():
-        section, _, key = name.partition(".")
-        values[section] = (values.get(section) or {}) | {key: value}
-        for other in values if section == "run" else ():  # what is said for all, on the command line, is meant for all
-            if other not in ("run", "models") and f"{other}.{key}" not in overrides: (values[other] or {}).pop(key, None)
+    _override(values, overrides)
     def where(section, key):
         name = f"{section}.{key}"
         return f"SET {name}" if name in overrides else f"{path}, {name}"
@@ -65,24 +74,31 @@ def load_profile(
         if section == "models": continue
         if section != "run" and section not in params:
             origin = "SET" if any(o.split(".")[0] == section for o in overrides) else path
-            raise ProfileError(f"no stage is called {section!r}", where=f"{origin}, section {section}",
-                               remedy=did_you_mean(section, ["run", "models", *params]))
+            raise ProfileError(
+                f"no stage is called {section!r}", where=f"{origin}, section {section}",
+                remedy=did_you_mean(section, ["run", "models", *params]))
         known = run_parameters(params) if section == "run" else {
             k: [p] for k, p in params[section].items() if k not in DERIVED}
         for key, value in names.items():
             if key not in known:
                 raise ProfileError(f"no parameter is called {key!r}", where=where(section, key),
                                    remedy=did_you_mean(key, known))
-            for parameter in known[key]: check_value(f"{section}.{key}", value, parameter, where(section, key))
+            for parameter in known[key]:
+                check_value(f"{section}.{key}", value, parameter, where(section, key))
     return values | ({"models": check_models(values["models"], path)} if "models" in values else {})
 
 # %% ../../nbs/appendix/A11_profile.ipynb #run_parameters
 DERIVED = (
-    "run_name", "system", "systems", "parts", "model", "models", "tuned", "source", "variant", "missing", "stages")
+    "run_name", "system", "systems", "parts", "model", "models", "tuned", "source", "variant",
+    "missing", "stages")
 
 def run_parameters(params):
-    "What the section `run` may hold: name -> the parameters of all notebooks that have it; `name`, `start` are the run's."
-    out = {"name": [params[next(iter(params))]["run_name"]], "start": [Parameter(str, "", "|".join(["", *params]))]}
+    """What the section `run` may hold: name -> the parameters of all notebooks that have it.
+
+    `name` and `start` are the run's own."""
+    out = {
+        "name": [params[next(iter(params))]["run_name"]],
+        "start": [Parameter(str, "", "|".join(["", *params]))]}
     for declared in params.values():
         for name, parameter in declared.items():
             if name not in DERIVED: out.setdefault(name, []).append(parameter)
@@ -90,8 +106,8 @@ def run_parameters(params):
 
 # %% ../../nbs/appendix/A11_profile.ipynb #models
 class Model(NamedTuple):
-    """A language model of a profile: its name in tables and paths, where it comes from, and the variants that are
-    systems."""
+    """A language model of a profile: its name in tables and paths, where it comes from, and the
+    variants that are systems."""
     name: str
     source: str
     variants: tuple
@@ -102,28 +118,34 @@ class Model(NamedTuple):
 # %% ../../nbs/appendix/A11_profile.ipynb #model_name
 def model_name(source):
     "The name of a model in tables and paths: a folder's own name, or its hub id with '_' for '/'."
-    return safe_id(Path(source).name if source.startswith((".", "/", "~")) else source.replace("/", "_"))
+    return safe_id(
+        Path(source).name if source.startswith((".", "/", "~")) else source.replace("/", "_"))
 
 # %% ../../nbs/appendix/A11_profile.ipynb #check_models
 def check_models(values, path):
     "The section `models` of a profile, source -> variants, as a tuple of `Model`."
     def fail(what, remedy): raise ProfileError(what, where=f"{path}, section models", remedy=remedy)
-    if not isinstance(values or {}, dict): fail(f"models is {values!r}", "write it as source: [base, tuned] lines")
+    if not isinstance(values or {}, dict):
+        fail(f"models is {values!r}", "write it as source: [base, tuned] lines")
     found = []
     for source, variants in (values or {}).items():
         variants = [variants] if isinstance(variants, str) else variants
-        if not isinstance(source, str) or not isinstance(variants, list) or not variants \
-                or len(set(map(str, variants))) < len(variants) or not set(map(str, variants)) <= {"base", "tuned"}:
-            fail(f"{source!r} has the variants {variants!r}", "write it as source: [base], [tuned] or [base, tuned]")
+        if (not isinstance(source, str) or not isinstance(variants, list) or not variants
+                or len(set(map(str, variants))) < len(variants)
+                or not set(map(str, variants)) <= {"base", "tuned"}):
+            fail(
+                f"{source!r} has the variants {variants!r}",
+                "write it as source: [base], [tuned] or [base, tuned]")
         found.append(Model(model_name(source), source, tuple(variants)))
     return tuple(found)
 
 # %% ../../nbs/appendix/A11_profile.ipynb #check_names
 def check_names(models, baselines, path):
-    "Raise `ProfileError` where two models, or a model and a baseline, would have one name in tables or as files."
+    "`ProfileError` where two models, or a model and a baseline, would share a name in tables or files."
     names = [re.sub("[-.]", "_", n).casefold() for n in (
         *(m.name for m in models), *(s for m in models for s in m.systems), *baselines, "baselines")]
     doubled = next((n for n in names if names.count(n) > 1), None)
     if doubled:
-        raise ProfileError(f"two models would be called {doubled!r}", where=f"{path}, section models",
-                           remedy="rename one of the folders")
+        raise ProfileError(
+            f"two models would be called {doubled!r}", where=f"{path}, section models",
+            remedy="rename one of the folders")

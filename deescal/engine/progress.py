@@ -13,7 +13,7 @@ from tqdm.auto import tqdm as _tqdm
 
 # %% ../../nbs/appendix/A07_progress.ipynb #tqdm
 class tqdm(_tqdm):
-    "A progress bar (tqdm's) that also writes its state to the file named by the variable DEESCAL_PROGRESS."
+    "A progress bar (tqdm's) that also writes its state to the file that DEESCAL_PROGRESS names."
     def refresh(self, *args, **kw):
         path = os.environ.get("DEESCAL_PROGRESS")
         if path and self.total:

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 # %% ../../nbs/appendix/A06_provenance.ipynb #manifest
 PACKAGES = (
-    "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "ftfy", "py3langid", "names", "mlcroissant",
-    "rapidfuzz", "rouge-score", "sacrebleu", "nltk", "bert-score", "evaluate", "transformers", "tokenizers", "torch",
-    "peft", "trl", "bitsandbytes", "accelerate", "datasets", "matplotlib", "yt-dlp", "openai-whisper", "onnxruntime",
-    "sherpa-onnx", "silero-vad", "jiwer", "meeteval", "pyannote.metrics", "pydantic-ai-slim")
+    "papermill", "snakemake", "polars", "nbdev", "scikit-learn", "ftfy", "py3langid", "names",
+    "mlcroissant", "rapidfuzz", "rouge-score", "sacrebleu", "nltk", "bert-score", "evaluate",
+    "transformers", "tokenizers", "torch", "peft", "trl", "bitsandbytes", "accelerate", "datasets",
+    "matplotlib", "yt-dlp", "openai-whisper", "onnxruntime", "sherpa-onnx", "silero-vad", "jiwer",
+    "meeteval", "pyannote.metrics", "pydantic-ai-slim")
 
 def versions():
-    "Versions of Python and of the packages that results depend on; 'not installed' where one is missing."
+    "Versions of Python and of the packages that results depend on, or 'not installed'."
     def one(p):
         try: return metadata.version(p)
         except metadata.PackageNotFoundError: return "not installed"
@@ -42,14 +43,14 @@ def _package_version(name):
 def package_versions(
     imported,   # names as code imports them
 ):
-    "The versions of Python (3.11) and of imported packages, with those that they bring along: name -> version."
+    "Versions of Python (3.11) and of imported packages, with what they bring along: name -> version."
     names = {*imported, *(other for name in imported for other in BROUGHT_ALONG.get(name, ()))}
     python = ".".join(map(str, sys.version_info[:2]))
     return {"python": python} | {name: _package_version(name) for name in sorted(names)}
 
 # %% ../../nbs/appendix/A06_provenance.ipynb #git_revision
 def git_revision(root):
-    "The commit that is checked out, with '+changes' where the working tree differs; 'unknown' outside git."
+    "The commit checked out, with '+changes' where the working tree differs; 'unknown' outside git."
     def git(*a): return subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True)
     head = git("rev-parse", "HEAD")
     return "unknown" if head.returncode else head.stdout.strip() + (
@@ -57,7 +58,7 @@ def git_revision(root):
 
 # %% ../../nbs/appendix/A06_provenance.ipynb #hardware
 def gpus():
-    "Names and memory of the NVIDIA GPUs that the driver shows, as text lines; empty where there are none."
+    "Names and memory of the NVIDIA GPUs that the driver shows, as text lines; empty if none."
     if not shutil.which("nvidia-smi"): return []
     r = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"],
@@ -71,7 +72,8 @@ def processor():
     try: lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError: lines = []
     return next(
-        (l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), platform.processor() or "unknown")
+        (l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")),
+        platform.processor() or "unknown")
 
 # %% ../../nbs/appendix/A06_provenance.ipynb #machine
 def hardware():
@@ -87,6 +89,6 @@ def hardware():
 
 # %% ../../nbs/appendix/A06_provenance.ipynb #hub
 def hub_host():
-    "The host of the hub that models come from; empty where HF_HUB_OFFLINE keeps its client from asking."
+    "The host of the hub that models come from; empty where HF_HUB_OFFLINE keeps its client off."
     from huggingface_hub import constants
     return "" if constants.HF_HUB_OFFLINE else urlsplit(constants.ENDPOINT).hostname

@@ -55,16 +55,19 @@ class Run:
 # %% ../../nbs/appendix/A05_run.ipynb #run_io
 @patch
 def write(self: Run, table, df, part=None):
-    "Check `df` against the schema of `table` and write it to the run, atomically. Returns the frame as written."
+    "Check `df` against the schema of `table` and write it, atomically. Returns the frame as written."
     df = check_table(df, table)
-    with atomic(self.table_path(table, part)) as tmp: df.write_parquet(tmp, compression="zstd", statistics=False)
+    with atomic(self.table_path(table, part)) as tmp:
+        df.write_parquet(tmp, compression="zstd", statistics=False)
     return df
 
 # %% ../../nbs/appendix/A05_run.ipynb #from_tables
 @patch
 def read(self: Run, table, parts=None):
-    "Read `table` from the run (all named `parts` of it, one below the other) and check it against its schema."
-    paths = [self.table_path(table, p) for p in parts] if parts is not None else [self.table_path(table)]
+    "Read `table` (all named `parts` of it, one below the other) and check it against its schema."
+    paths = (
+        [self.table_path(table, p) for p in parts] if parts is not None
+        else [self.table_path(table)])
     for p in paths:
         if not p.is_file():
             raise TableError(
@@ -88,9 +91,11 @@ def shows(self: Run, wanted=True):
 # %% ../../nbs/appendix/A05_run.ipynb #set_origin
 @patch
 def set_origin(self: Run, fiction, notice, by_hand, keep=()):
-    """Write the table `origin` of a run. Where it was another before, what was made from that input may not stay under
-    the new name: by hand that is refused, in the series it is removed, to be made again. `keep` names tables, parts
-    of them and stages' folders of work that were made before and not from that input."""
+    """Write the table `origin` of a run.
+
+    Where it was another before, what was made from that input may not stay: by hand that is refused, in
+    the series it is removed, to be made again. `keep` names tables, parts of them and stages' folders of
+    work that were made before and not from that input."""
     old = self.read("origin") if self.table_path("origin").is_file() else None
     new = pl.DataFrame({"fiction": [fiction], "notice": [notice]})
     if old is not None and not old.equals(new):
@@ -110,7 +115,7 @@ def set_origin(self: Run, fiction, notice, by_hand, keep=()):
 # %% ../../nbs/appendix/A05_run.ipynb #notice
 @patch
 def notice(self: Run):
-    "What stands on everything made from fiction; empty for real data, and where nothing has been read yet."
+    "What stands on everything made from fiction; empty for real data, and before any is read."
     return self.read("origin")["notice"][0] if self.table_path("origin").is_file() else ""
 
 # %% ../../nbs/appendix/A05_run.ipynb #forgotten
@@ -146,7 +151,7 @@ def account(
     rejected=None, # reason -> count
     repaired=None, # repair -> count
 ):
-    "The accounting of a stage as rows of the table `accounting`; `AccountingError` unless in = out + rejected."
+    "A stage's accounting as rows of `accounting`; `AccountingError` unless in = out + rejected."
     rejected, repaired = dict(rejected or {}), dict(repaired or {})
     if n_in != n_out + sum(rejected.values()):
         raise AccountingError(

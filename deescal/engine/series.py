@@ -45,27 +45,34 @@ class Stage:
     def name(self): return stage_name(self.notebook)
 
 # %% ../../nbs/appendix/A09_series.ipynb #read_stages
-_KEYS = {"question": str, "reads": str, "paths": str, "per": str, "uses": str, "makes": str, "facts": bool,
-         "egress": str, "needs": dict, "resources": dict}
+_KEYS = {
+    "question": str, "reads": str, "paths": str, "per": str, "uses": str, "makes": str,
+    "facts": bool, "egress": str, "needs": dict, "resources": dict}
 
 def read_stage(path):
     "The `Stage` that the notebook at `path` declares; None where it declares none."
     declared = declaration(path)
     if "STAGE" not in declared: return None
-    def fail(what, remedy): raise DeescalError(what, where=f"{path}, cell tagged 'stage'", remedy=remedy)
+    def fail(what, remedy):
+        raise DeescalError(what, where=f"{path}, cell tagged 'stage'", remedy=remedy)
     given = declared["STAGE"]
     for key, value in given.items():
         if key not in _KEYS: fail(f"a stage has no {key!r}", did_you_mean(key, _KEYS))
-        if type(value) is not _KEYS[key]: fail(f"{key} is {value!r}", f"give a value of type {_KEYS[key].__name__}")
+        if type(value) is not _KEYS[key]:
+            fail(f"{key} is {value!r}", f"give a value of type {_KEYS[key].__name__}")
     if not given.get("question"): fail("a stage without a question", 'write "question": "..."')
     if given.get("per", "") not in ("", "model", "tuned", "system"):
         fail(f"per is {given['per']!r}", "choose model, tuned or system, or leave it out")
-    words = {k: tuple(v.split()) if k in ("reads", "paths", "uses", "makes") else v for k, v in given.items()}
+    words = {
+        k: tuple(v.split()) if k in ("reads", "paths", "uses", "makes") else v
+        for k, v in given.items()}
     return Stage(path.stem, writes=tuple(declared.get("TABLES", {})), declared=given, **words)
 
 # %% ../../nbs/appendix/A09_series.ipynb #in_order
 def in_order(stages):
-    "Stages so that each comes after those whose tables or folders it reads, else in reading order: name -> `Stage`."
+    """The stages so that each comes after those whose tables or folders it reads: name -> `Stage`.
+
+    Where that leaves a choice, they come in reading order."""
     todo, out = list(stages), {}
     def waits(s): return [t for t in todo if t is not s and (
         set(t.writes) & set(s.reads) or set(t.makes) & set(s.uses))]
@@ -73,8 +80,10 @@ def in_order(stages):
         ready = next((s for s in todo if not waits(s)), None)
         if ready is None:
             raise DeescalError(
-                f"stages wait for each other: {', '.join(s.name for s in todo)}", where="their cells tagged 'stage'",
-                remedy="a table must be written by a stage that does not read, by any way, what its reader writes")
+                f"stages wait for each other: {', '.join(s.name for s in todo)}",
+                where="their cells tagged 'stage'",
+                remedy="a table must be written by a stage that does not read, by any way, "
+                       "what its reader writes")
         todo.remove(ready)
         out[ready.name] = ready
     return out
@@ -91,8 +100,10 @@ def _read_stages(notebooks):
     for s in stages:
         for t in s.reads:
             if t in written and t not in s.writes: continue
-            raise DeescalError(f"{s.notebook} reads the table {t!r}, which " + (
-                "it writes itself" if t in s.writes else "no stage writes"), where=f"{s.notebook}, cell tagged 'stage'",
+            raise DeescalError(
+                f"{s.notebook} reads the table {t!r}, which " + (
+                    "it writes itself" if t in s.writes else "no stage writes"),
+                where=f"{s.notebook}, cell tagged 'stage'",
                 remedy=did_you_mean(t, written - set(s.writes)))
     return in_order(stages)
 
@@ -109,11 +120,15 @@ STAGES = _Series()
 def stage_parameters(root=None):
     "All stages' parameters: stage -> name -> `Parameter`."
     folder = Path(root)/"nbs" if root else notebooks_folder()
-    return {name: notebook_parameters(folder/f"{s.notebook}.ipynb") for name, s in read_stages(folder).items()}
+    return {
+        name: notebook_parameters(folder/f"{s.notebook}.ipynb")
+        for name, s in read_stages(folder).items()}
 
 # %% ../../nbs/appendix/A09_series.ipynb #table_parts
 def table_parts(table, parts):
-    "The parts of `table`, given those of the run (`system`, `model`, `tuned`); [None] for a table in one file."
+    """The parts of `table`, given those of the run (`system`, `model`, `tuned`).
+
+    [None] for a table in one file."""
     if table == "accounting":
         return [f"{s.name}-{k}" if k else s.name
                 for s in STAGES.values() if s.writes and s.name in parts.get("stages", STAGES)
@@ -123,13 +138,15 @@ def table_parts(table, parts):
 
 # %% ../../nbs/appendix/A09_series.ipynb #series_table
 class series_table:
-    "All lessons in reading order, with their questions; shows itself in a notebook, and stands in the README."
+    "All lessons in reading order, with their questions, for notebooks and the README."
     def __init__(self, folder=None, at=""): self.folder, self.at = folder, at
 
     def _repr_markdown_(self):
-        paths, stages = lessons(self.folder), {s.notebook: s for s in read_stages(self.folder).values()}
+        paths, stages = lessons(self.folder), {
+            s.notebook: s for s in read_stages(self.folder).values()}
         def row(p):
-            head = next((c["source"] for c in notebook_cells(p) if c["source"].startswith("# ")), "# ")
+            head = next(
+                (c["source"] for c in notebook_cells(p) if c["source"].startswith("# ")), "# ")
             question = stages[p.stem].question if p.stem in stages else head.splitlines()[0][2:]
             what = "stage" if p.stem in stages else "library"
             return f"| [{p.stem}]({self.at}{p.name}) | {question[:1].lower() + question[1:]} | {what} |"
@@ -141,7 +158,9 @@ def found(need):
     return need_state(need) != "missing"
 
 def need_state(need):
-    "What is here of what a stage `needs`: the version of its package, or the hash of the first of its folders."
+    """What is here of what a stage `needs`: its package's version, or the hash of its first folder.
+
+    'missing' where there is neither."""
     if "package" in need:
         try: return metadata.version(need["package"])
         except metadata.PackageNotFoundError: return "missing"
@@ -156,13 +175,15 @@ class where_we_are:
     def _repr_markdown_(self):
         paths = lessons()
         at = [p.stem for p in paths].index(self.name)
-        before, after = paths[at - 1] if at else None, paths[at + 1] if at + 1 < len(paths) else None
+        before, after = (
+            paths[at - 1] if at else None, paths[at + 1] if at + 1 < len(paths) else None)
         stage = STAGES.get(stage_name(self.name))
         strip = [before and f"before: [{before.stem}]({before.name})", f"**{self.name}**",
                  after and f"next: [{after.stem}]({after.name})"]
         lines = [" · ".join(filter(None, strip))]
         if stage:
-            def named(tables, folders): return ", ".join(f"`{x}`" for x in (*tables, *(f"{f}/" for f in folders)))
+            def named(tables, folders):
+                return ", ".join(f"`{x}`" for x in (*tables, *(f"{f}/" for f in folders)))
             lines.append(f"in: {named(stage.reads, stage.uses) or 'files'} → "
                          f"out: {named(stage.writes, stage.makes) or 'nothing'}")
         return "\n\n".join(lines)

@@ -87,7 +87,8 @@ def _declared_tables(notebooks):
     for path, _ in notebooks:
         for name, text in declaration(path).get("TABLES", {}).items():
             if name in found:
-                raise TableError(f"two stages declare the table {name!r}", where=path, remedy="rename one of them")
+                raise TableError(
+                    f"two stages declare the table {name!r}", where=path, remedy="rename one of them")
             found[name] = parse_table(name, stage_name(path), text, found.items())
     return found
 
@@ -96,7 +97,8 @@ class _Declared(Mapping):
     "The declared tables of this project; read when they are first asked for."
     def __getitem__(self, name):
         known = declared_tables()
-        if name not in known: raise TableError(f"no table is called {name!r}", remedy=did_you_mean(name, known))
+        if name not in known:
+            raise TableError(f"no table is called {name!r}", remedy=did_you_mean(name, known))
         return known[name]
     def __iter__(self): return iter(declared_tables())
     def __len__(self): return len(declared_tables())
@@ -105,7 +107,7 @@ TABLES = _Declared()
 
 # %% ../../nbs/appendix/A04_tables.ipynb #check_table
 def check_table(df, name):
-    "Return `df` in declared column order and key order; `TableError` where it does not match the schema of `name`."
+    "`df` in declared column order and key order; `TableError` where it does not fit the schema of `name`."
     table = TABLES[name]
     def fail(what, column):
         raise TableError(
