@@ -120,7 +120,9 @@ def in_training(run, video_id):
     "Whether models and baselines of `run` saw a video: in the split train, or validation, which chose the best step."
     path = run.table_path("split")
     if not path.is_file(): return False
-    return len(pl.read_parquet(path).filter(scenario_id=video_id).filter(pl.col("split").is_in(["train", "validation"]))) > 0
+    return len(
+        pl.read_parquet(path).filter(scenario_id=video_id)
+        .filter(pl.col("split").is_in(["train", "validation"]))) > 0
 
 def _trained(job):
     "Whether what a job makes depends on the training split, and not on a published model alone."
@@ -163,7 +165,8 @@ def forget_made(jobs):
 TEXTS = (".csv", ".json", ".txt", ".vtt", ".srt", ".md", ".yml", ".rttm", ".ctm")
 
 def input_outside(jobs, names, clip=None):
-    "Files outside the run's folder that the jobs read and that belong to a video or name it, below the project's folder."
+    """Files outside the run's folder that the jobs read and that belong to a video or name it;
+    those in the project's folder as seen from there."""
     run = jobs[0].run
     tops = {run.path(j.params[p]) for j in jobs for p in (*j.stage.paths, "clips") if j.params.get(p)}
     files = {f for t in tops for f in ([t] if t.is_file() else [*t.glob("*"), *t.glob("*/*")]) if f.is_file()}
