@@ -31,9 +31,11 @@ from .series import found
 
 # %% ../../nbs/appendix/A15_cli.ipynb #overrides
 def overrides(args):
-    "Overrides from the command line; a value is read as YAML, so that `true` and `3` keep their types."
+    """Overrides from the command line; a value is read as YAML, so that `true` and `3` keep
+    their types."""
     out = {}
-    items = [i for s in args.set or [] for i in re.split(r";\s*(?=\w+\.\w+\s*=)", s)]  # a ';' within a value stays
+    # a ';' within a value stays
+    items = [i for s in args.set or [] for i in re.split(r";\s*(?=\w+\.\w+\s*=)", s)]
     for item in filter(None, (i.strip(" ;") for i in items)):
         name, eq, value = item.partition("=")
         if not eq or "." not in name:
@@ -101,7 +103,8 @@ def reproduce(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #series_failed
 def series_failed(jobs, failed):
-    "The error of a series: which jobs `failed` (name -> error), and which could not run without them."
+    """The error of a series: which jobs `failed` (name -> error), and which could not run
+    without them."""
     waiting = [n for n in left_out(jobs, failed) if n not in failed]
     report = next(j.name for j in jobs if "figures" in j.stage.makes)
     return DeescalError(
@@ -130,7 +133,8 @@ def summary(jobs, since):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #unwritten
 def _unwritten(jobs):
-    "The first job that reads a table or a folder which no job of this run writes, and which is not there."
+    """The first job that reads a table or a folder which no job of this run writes, and which is
+    not there."""
     made = {p for j in jobs for p in job_writes(j)}
     for job in jobs:
         # the report does without; DATA replaces them
@@ -149,19 +153,22 @@ def facts(jobs):
     run = jobs[0].run
     ok = sys.version_info[:2] in ((3, 11), (3, 12)) and platform.python_implementation() == "CPython"
     yield (
-        "ok" if ok else "MISSING", f"{platform.python_implementation()} {platform.python_version()}",
+        "ok" if ok else "MISSING",
+        f"{platform.python_implementation()} {platform.python_version()}",
         "" if ok else "CPython 3.11 or 3.12 is needed")
     named = sorted({
         (j.params[p], f"{j.stage.name}.{p}") for j in jobs for p in j.stage.paths if j.params.get(p)})
     for path, name in named:
-        if name != "corpus.data" and not run.path(path).exists():  # of that, its own stage says more
+        # of that, its own stage says more
+        if name != "corpus.data" and not run.path(path).exists():
             yield (
                 "MISSING", f"input {path}",
                 f"no such file or folder; correct {name}, in the profile or with SET")
     yield from _unwritten(jobs)
     free = shutil.disk_usage(run.root).free / 1e9
     yield (
-        "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free", "" if free > 2 else "2 GB are needed")
+        "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free",
+        "" if free > 2 else "2 GB are needed")
     for need in {n: need for j in jobs for n, need in j.stage.needs.items()}.values():
         yield ("ok", need["what"], "") if found(need) else (
             "optional", f"{need['what']} not found", need["remedy"])
@@ -170,7 +177,8 @@ def facts(jobs):
         except DeescalError as e:
             yield "MISSING", f"{notebook} in step with the library", f"{e.what}: {e.remedy}"
     for job in jobs:
-        if job.stage.facts: yield from importlib.import_module(f"deescal.{job.stage.name}").facts(job)
+        if job.stage.facts:
+            yield from importlib.import_module(f"deescal.{job.stage.name}").facts(job)
     yield ("ok", "; ".join(gpus()), "") if gpus() else (
         "optional", "no GPU",
         "everything runs on the CPU; a model of billions of weights takes days there")
@@ -238,7 +246,8 @@ def verify(args):
     else: bad += differ
     for line in bad: print(line)
     if bad: raise SystemExit(1)
-    print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files are as recorded" + (
+    print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files "
+          "are as recorded" + (
         f", {len(pairs) - len(differ)} of {len(pairs)} tables are as published" if pairs else ""))
 
 # %% ../../nbs/appendix/A15_cli.ipynb #same_machine
@@ -255,8 +264,8 @@ def is_sample(args, run):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #publish_sample
 def publish(args):
-    """Copy the finished sample run's figures, tables, report and pages, and the pages of all lessons,
-    to figures/published/."""
+    """Copy the finished sample run's figures, tables, report and pages,
+    and the pages of all lessons, to figures/published/."""
     jobs = resolved(args)
     run = jobs[0].run
     if not is_sample(args, run):
@@ -281,7 +290,8 @@ def publish(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #export_corpus
 def export_corpus(args):
-    "Write the clean corpus as Parquet, with its data card and Croissant description, into a new folder."
+    """Write the clean corpus as Parquet, with its data card and Croissant description, into a
+    new folder."""
     target = Path(args.to).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
@@ -309,7 +319,8 @@ def forget_video(args):
     run, done = jobs[0].run, forget(jobs, args.video_id)
     print(f"{run.name}: {sum(done.rows.values())} rows of {len(done.rows)} tables and "
           f"{len(done.files)} files or folders removed; the video will not come back")
-    for name in done.retrain: print(f"  had learnt from it, is removed and must be trained again: {name}")
+    for name in done.retrain:
+        print(f"  had learnt from it, is removed and must be trained again: {name}")
     if done.again: print("To be made again (make reproduce):", *done.again, sep="\n  ")
     if done.outside:
         print("Not the run's own, and not touched; remove these, or what they say of it, yourself:",
@@ -335,7 +346,8 @@ def lesson_command(args):
     "Execute lessons that are no stage (default: all) and render their pages into figures/lessons."
     root = project_root()
     library = [
-        p for p in [*lessons(), *sorted((root/"nbs"/"appendix").glob("*.ipynb"))] if not tagged(p, "stage")]
+        p for p in [*lessons(), *sorted((root/"nbs"/"appendix").glob("*.ipynb"))]
+        if not tagged(p, "stage")]
     unknown = [n for n in args.names if n not in [p.stem for p in library]]
     if unknown:
         raise InputError(
@@ -348,8 +360,9 @@ def lesson_command(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #parse
 COMMANDS = {
-    "reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "export": export_corpus,
-    "score": score_replies_file, "forget": forget_video, "lesson": lesson_command, "job": job_command}
+    "reproduce": reproduce, "check": check, "verify": verify, "publish": publish,
+    "export": export_corpus, "score": score_replies_file, "forget": forget_video,
+    "lesson": lesson_command, "job": job_command}
 
 # %% ../../nbs/appendix/A15_cli.ipynb #parser
 def parser():
@@ -390,7 +403,7 @@ def _run_folder(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #main
 def main(argv=None):
-    "The command `deescal`: an error is a sentence with what, where and remedy; never a traceback."
+    "The command `deescal`: an error that was foreseen is a sentence with what, where and remedy."
     args = parser().parse_args(argv)
     try: COMMANDS[args.command](args)
     except DeescalError as e: raise SystemExit(f"deescal {args.command}: {e}") from None
