@@ -31,7 +31,8 @@ def test_a_semicolon_separates_overrides_only_before_a_name():
     class Args: set, data, run = ["report.title=One; two {x}; examples.other=context;corpus.scenarios=3"], "", ""
     assert overrides(Args) == {"report.title": "One; two {x}", "examples.other": "context", "corpus.scenarios": 3}
 
-@pytest.mark.parametrize("args", [["--data", "elsewhere"], ["--run", "other"], ["--profile", "micro"], ["--set", "run.seed=1"]])
+@pytest.mark.parametrize("args", [
+    ["--data", "elsewhere"], ["--run", "other"], ["--profile", "micro"], ["--set", "run.seed=1"]])
 def test_only_the_samples_own_run_is_published(args):
     with pytest.raises(SystemExit, match="not the sample's own"): main(["publish", *args])
 

@@ -49,7 +49,8 @@ def test_what_names_a_video_goes_and_the_other_stays(tmp_path):
     assert (run.data/"harvest/archive.txt").read_text() == "youtube bbbbbbbbbbb\n"
     assert pl.read_parquet(run.table_path("duplicates")).rows() == [("c", "d", 2)]
 
-@pytest.mark.parametrize("hostile", ["../../x", "", ".", "a/b", "youtube_*", "youtube_ab\n", "youtube_nobody", "nobody", "youtube_"])
+@pytest.mark.parametrize("hostile", [
+    "../../x", "", ".", "a/b", "youtube_*", "youtube_ab\n", "youtube_nobody", "nobody", "youtube_"])
 def test_what_is_no_video_of_the_run_is_refused_and_nothing_changes(tmp_path, hostile):
     run, *_ = a_run(tmp_path)
     before = everything(run)

@@ -14,7 +14,8 @@ EVIL = "<script>alert(1)</script> & \"'"
 def lesson_file(path, *cells):
     nb = nbformat.v4.new_notebook()
     for kind, source, tags, outputs in cells:
-        c = nbformat.v4.new_code_cell(source, metadata={"tags": tags}) if kind == "code" else nbformat.v4.new_markdown_cell(source)
+        c = (nbformat.v4.new_code_cell(source, metadata={"tags": tags}) if kind == "code"
+             else nbformat.v4.new_markdown_cell(source))
         if kind == "code": c.outputs = outputs
         nb.cells.append(c)
     nbformat.write(nb, path)
@@ -26,7 +27,8 @@ def test_a_page_runs_nothing_and_shows_each_thing_once(tmp_path):
                "text/html": f"<b>bold</b><style>x</style><table></table><a href='javascript:alert(2)'>a</a>{EVIL}"})]
     path = lesson_file(
         tmp_path/"06_toy.ipynb", ("md", f"# Title {EVIL}", [], []), ("code", "n: int = 3", ["parameters"], []),
-        ("code", "#| export\ndef f(): pass", [], []), ("code", "print(1)", [], out), ("code", "#| test\ndef test_x(): pass", [], []))
+        ("code", "#| export\ndef f(): pass", [], []), ("code", "print(1)", [], out),
+        ("code", "#| test\ndef test_x(): pass", [], []))
     html = to_html(lesson_cells(path, read_executed(path), {"n": 4}), f"T {EVIL}")
     assert "<script" not in html and "alert(1)" in html and "#|" not in html and "<b>bold</b>" in html
     assert "<h1" in html and "<table>" in html and "javascript:" not in re.sub(r">[^<]*<", "><", html)
@@ -34,7 +36,8 @@ def test_a_page_runs_nothing_and_shows_each_thing_once(tmp_path):
 
 def test_a_report_is_escaped_and_whole(tmp_path):
     (tmp_path/"f.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    (tmp_path/"report.json").write_text(json.dumps({"title": EVIL, "notice": EVIL, "sections": [{"heading": EVIL, "blocks": [
+    (tmp_path/"report.json").write_text(json.dumps({"title": EVIL, "notice": EVIL, "sections": [{
+        "heading": EVIL, "blocks": [
         {"kind": "text", "text": EVIL}, {"kind": "figure", "name": "f", "alt": EVIL, "caption": EVIL},
         {"kind": "table", "title": EVIL, "head": [EVIL], "numeric": [True], "rows": [[EVIL]]}]}]}))
     html = report_html(tmp_path, [(EVIL, "notebooks/x.html")])

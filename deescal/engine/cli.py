@@ -31,9 +31,11 @@ from .series import found
 
 # %% ../../nbs/appendix/A15_cli.ipynb #overrides
 def overrides(args):
-    "Overrides from the command line; a value is read as YAML, so that `true` and `3` keep their types."
+    """Overrides from the command line; a value is read as YAML, so that `true` and `3` keep
+    their types."""
     out = {}
-    items = [i for s in args.set or [] for i in re.split(r";\s*(?=\w+\.\w+\s*=)", s)]  # a ';' within a value stays
+    # a ';' within a value stays
+    items = [i for s in args.set or [] for i in re.split(r";\s*(?=\w+\.\w+\s*=)", s)]
     for item in filter(None, (i.strip(" ;") for i in items)):
         name, eq, value = item.partition("=")
         if not eq or "." not in name:
@@ -46,6 +48,7 @@ def overrides(args):
     if args.run: out["run.name"] = args.run
     return out
 
+# %% ../../nbs/appendix/A15_cli.ipynb #resolved
 def resolved(args):
     "The jobs of a command's profile and overrides."
     return resolve(args.profile, overrides(args))
@@ -57,7 +60,8 @@ def request_of(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #bring_up_jobs
 def bring_up(args, wanted=None, extra=()):
-    "Run what is stale of the jobs in `wanted` (stages; all by default) and of what they need: (jobs, name -> error)."
+    """Run what is stale of the jobs in `wanted` (stages; all by default) and of what they need.
+    Returns (jobs, name -> error)."""
     since, request = time.time(), request_of(args)
     jobs = resolve(**request)
     if not (why := why_run(wanted_jobs(jobs, wanted))): return jobs, {}
@@ -99,18 +103,20 @@ def reproduce(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #series_failed
 def series_failed(jobs, failed):
-    "The error of a series some jobs of which `failed` (name -> error): which, and which could not run without them."
+    """The error of a series: which jobs `failed` (name -> error), and which could not run
+    without them."""
     waiting = [n for n in left_out(jobs, failed) if n not in failed]
     report = next(j.name for j in jobs if "figures" in j.stage.makes)
     return DeescalError(
         f"{len(failed)} job{'s' * (len(failed) > 1)} failed: {', '.join(failed)}" + (
-            f"; not run because of that: {', '.join(waiting)}" if waiting else ""), where=jobs[0].run.data,
+            f"; not run because of that: {', '.join(waiting)}" if waiting else ""),
+        where=jobs[0].run.data,
         remedy="see above; what has finished is kept" + (
             "" if report in failed else ", and the report says what is missing"))
 
 # %% ../../nbs/appendix/A15_cli.ipynb #summary
 def summary(jobs, since):
-    "Print one screen: what the report says, which jobs ran since the time `since`, and where the report is."
+    "Print what the report says, which jobs ran since the time `since`, and where the report is."
     run, said = jobs[0].run, jobs[0].run.figures/"summary.txt"
     report = any("figures" in j.stage.makes for j in jobs)  # not where that job failed
     if report and said.is_file(): print("\n" + said.read_text().rstrip())
@@ -119,7 +125,8 @@ def summary(jobs, since):
     kept = len(jobs) - len(ran)
     print(f"\nExecuted {len(ran)} of {len(jobs)} jobs" + (
         f", kept {kept} whose inputs have not changed." if ran else ": nothing has changed, so nothing was run."))
-    for name in ran: print(f"  {name:24} {records[name]['seconds']:8.1f} s {records[name]['peak_mb']:8.0f} MB")
+    for name in ran:
+        print(f"  {name:24} {records[name]['seconds']:8.1f} s {records[name]['peak_mb']:8.0f} MB")
     together = sum(records[n]["seconds"] for n in ran)
     if ran: print(f"  {'together':24} {together:8.1f} s, in {clock(time.time() - since)} min")
     for job in jobs:
@@ -128,13 +135,18 @@ def summary(jobs, since):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #unwritten
 def _unwritten(jobs):
-    "The first job that reads a table or a folder which no job of this run writes, and which is not there."
+    """The first job that reads a table or a folder which no job of this run writes, and which is
+    not there."""
     made = {p for j in jobs for p in job_writes(j)}
     for job in jobs:
-        if "figures" in job.stage.makes or job.params.get("data"): continue  # the report does without; DATA replaces them
+        # the report does without; DATA replaces them
+        if "figures" in job.stage.makes or job.params.get("data"): continue
         lost = [p.stem for p in job_reads(job) if p not in made and not p.exists()]
-        if lost: return [("MISSING", f"{', '.join(lost)} for {job.name}",
-                          "no stage of this run writes it: begin earlier (run.start), or give transcripts: DATA=<folder>")]
+        if lost:
+            return [(
+                "MISSING", f"{', '.join(lost)} for {job.name}",
+                "no stage of this run writes it: begin earlier (run.start), "
+                "or give transcripts: DATA=<folder>")]
     return []
 
 # %% ../../nbs/appendix/A15_cli.ipynb #facts
@@ -142,40 +154,55 @@ def facts(jobs):
     "What `check` looks at: (state, what, remark), with the state ok, optional or MISSING."
     run = jobs[0].run
     ok = sys.version_info[:2] in ((3, 11), (3, 12)) and platform.python_implementation() == "CPython"
-    yield ("ok" if ok else "MISSING", f"{platform.python_implementation()} {platform.python_version()}",
-           "" if ok else "CPython 3.11 or 3.12 is needed")
-    named = sorted({(j.params[p], f"{j.stage.name}.{p}") for j in jobs for p in j.stage.paths if j.params.get(p)})
+    yield (
+        "ok" if ok else "MISSING",
+        f"{platform.python_implementation()} {platform.python_version()}",
+        "" if ok else "CPython 3.11 or 3.12 is needed")
+    named = sorted({
+        (j.params[p], f"{j.stage.name}.{p}") for j in jobs for p in j.stage.paths if j.params.get(p)})
     for path, name in named:
-        if name != "corpus.data" and not run.path(path).exists():  # of that, its own stage says more
-            yield "MISSING", f"input {path}", f"no such file or folder; correct {name}, in the profile or with SET"
+        # of that, its own stage says more
+        if name != "corpus.data" and not run.path(path).exists():
+            yield (
+                "MISSING", f"input {path}",
+                f"no such file or folder; correct {name}, in the profile or with SET")
     yield from _unwritten(jobs)
     free = shutil.disk_usage(run.root).free / 1e9
-    yield "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free", "" if free > 2 else "2 GB are needed"
+    yield (
+        "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free",
+        "" if free > 2 else "2 GB are needed")
     for need in {n: need for j in jobs for n, need in j.stage.needs.items()}.values():
-        yield ("ok", need["what"], "") if found(need) else ("optional", f"{need['what']} not found", need["remedy"])
+        yield ("ok", need["what"], "") if found(need) else (
+            "optional", f"{need['what']} not found", need["remedy"])
     for notebook in dict.fromkeys(j.stage.notebook for j in jobs):
         try: assert_exported(notebook, run.root)
-        except DeescalError as e: yield "MISSING", f"{notebook} in step with the library", f"{e.what}: {e.remedy}"
+        except DeescalError as e:
+            yield "MISSING", f"{notebook} in step with the library", f"{e.what}: {e.remedy}"
     for job in jobs:
-        if job.stage.facts: yield from importlib.import_module(f"deescal.{job.stage.name}").facts(job)
+        if job.stage.facts:
+            yield from importlib.import_module(f"deescal.{job.stage.name}").facts(job)
     yield ("ok", "; ".join(gpus()), "") if gpus() else (
-        "optional", "no GPU", "everything runs on the CPU; a model of billions of weights takes days there")
+        "optional", "no GPU",
+        "everything runs on the CPU; a model of billions of weights takes days there")
 
 # %% ../../nbs/appendix/A15_cli.ipynb #told_hosts
 def told_hosts(jobs):
-    "Where `jobs` could send something to, in one line: each host with the stages; 'nobody' where there is none."
+    "Where `jobs` could send something to, in one line: each host with its stages, or 'nobody'."
     hosts = {}
     for job in jobs:
-        for host in could_send(job): hosts.setdefault(host, {})[job.stage.notebook] = None  # a set that keeps its order
+        for host in could_send(job):
+            hosts.setdefault(host, {})[job.stage.notebook] = None  # a set that keeps its order
     return "; ".join(f"{host} ({', '.join(stages)})" for host, stages in hosts.items()) or "nobody"
 
 # %% ../../nbs/appendix/A15_cli.ipynb #check
 def check(args):
-    "Say what a run lacks and what it will do, before it does it. Exit status 1 where something necessary is missing."
+    """Say what a run lacks and what it will do, before it does it.
+    Exit status 1 where something necessary is missing."""
     jobs = resolved(args)
     run, seen = jobs[0].run, list(facts(jobs))
     for state, what, remark in seen: print(f"{state:9} {what}{': ' + remark if remark else ''}")
-    print(f"\n{len(jobs)} jobs of the profile {args.profile}, into data/runs/{run.name}/ and figures/{run.name}/:")
+    print(f"\n{len(jobs)} jobs of the profile {args.profile}, "
+          f"into data/runs/{run.name}/ and figures/{run.name}/:")
     runs = set()
     for job in jobs:
         why, behind = due(job), [j.name for j in job_after(job, jobs) if j.name in runs]
@@ -185,46 +212,52 @@ def check(args):
         print(f"  {job.name:24} {what}{' (after ' + ', '.join(behind) + ')' if behind else ''}")
     known = known_seconds(jobs)
     timed = runs & set(known)
-    if timed: print(f"The last run of {len(timed)} of these {len(runs)} jobs, here or in the published sample, took "
-                    f"{clock(sum(known[n] for n in timed))} min of job time; other data or models take as long as they take.")
+    if timed:
+        print(f"The last run of {len(timed)} of these {len(runs)} jobs, here or in the published sample, took "
+              f"{clock(sum(known[n] for n in timed))} min of job time; "
+              "other data or models take as long as they take.")
     print("Could send data to: " + told_hosts(jobs))
     hub = sorted({j.params.get("model") or j.params["speech_model"] for j in jobs if j.resources["gpu"]})
     asks = [j for j in jobs if j.params.get("method") == "gemini"]
     for p in (j.params for j in asks):
         calls, money = p["budget_calls"] or "no limit", p["budget_money"] or "no limit"
-        print(f"Calls to a paid service: as many as there are stretches of sound; diarize.budget_calls: {calls}, "
-              f"diarize.budget_money: {money} (US dollars).")
+        print("Calls to a paid service: as many as there are stretches of sound; "
+              f"diarize.budget_calls: {calls}, diarize.budget_money: {money} (US dollars).")
     print(("" if asks else "Calls to a paid service: 0. Estimated cost: 0. ") + "GPU hours: " + (
-        f"not known before a first run for {', '.join(hub)}; the paper tuned a model of three billion weights on one "
-        "GPU of 24 GB." if hub else "0."))
+        f"not known before a first run for {', '.join(hub)}; "
+        "the paper tuned a model of three billion weights on one GPU of 24 GB." if hub else "0."))
     if any(s == "MISSING" for s, *_ in seen): raise SystemExit(1)
 
 # %% ../../nbs/appendix/A15_cli.ipynb #verify
 def verify(args):
-    "Compare every output of a run with the hash that was recorded, and its result tables with the published ones."
+    """Compare every output of a run with the hash that was recorded,
+    and its result tables with the published ones."""
     jobs = resolved(args)
     run, published = jobs[0].run, jobs[0].run.root/"figures"/"published"
     bad = [f"{j.name}: {w}" for j in jobs for w in stale(j)]
     ours = is_sample(args, run) and published.is_dir()
-    pairs = [(p, published/p.relative_to(run.figures)) for p in sorted((run.figures/"tables").glob("*.csv"))
-             if "timings" not in p.name] if ours else []
+    pairs = [
+        (p, published/p.relative_to(run.figures)) for p in sorted((run.figures/"tables").glob("*.csv"))
+        if "timings" not in p.name] if ours else []
     differ = [f"{b.relative_to(run.root)} differs from the run's" for a, b in pairs
               if not b.is_file() or a.read_bytes() != b.read_bytes()]
     # the last digits of a trained model's numbers depend on the processor, and then its words do
     if differ and not same_machine(published/"manifest.json", run.data/"manifest.json"):
-        print("published on another processor, or with other versions; there a trained model's numbers may differ:",
-              *differ, sep="\n  ")
+        print("published on another processor, or with other versions; "
+              "there a trained model's numbers may differ:", *differ, sep="\n  ")
     else: bad += differ
     for line in bad: print(line)
     if bad: raise SystemExit(1)
-    print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files are as recorded" + (
+    print(f"{run.name}: {sum(len(r['outputs']) for r in job_records(run))} files "
+          "are as recorded" + (
         f", {len(pairs) - len(differ)} of {len(pairs)} tables are as published" if pairs else ""))
 
 # %% ../../nbs/appendix/A15_cli.ipynb #same_machine
 def same_machine(*manifests):
     "Whether runs were made with the same processor and the same versions."
     facts = [json.loads(p.read_text()) for p in manifests]
-    return len({json.dumps([f["versions"], f["hardware"]["machine"], f["hardware"]["processor"]]) for f in facts}) == 1
+    return len({
+        json.dumps([f["versions"], f["hardware"]["machine"], f["hardware"]["processor"]]) for f in facts}) == 1
 
 # %% ../../nbs/appendix/A15_cli.ipynb #publish
 def is_sample(args, run):
@@ -233,38 +266,46 @@ def is_sample(args, run):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #publish_sample
 def publish(args):
-    "Copy the finished sample run's figures, tables, report and pages, and those of all lessons, to figures/published/."
+    """Copy the finished sample run's figures, tables, report and pages,
+    and the pages of all lessons, to figures/published/."""
     jobs = resolved(args)
     run = jobs[0].run
     if not is_sample(args, run):
         raise DeescalError(
             f"the run {run.name!r} is not the sample's own", where=f"profile {args.profile}",
-            remedy="only the run of the profile sample, as it ships, is published: make reproduce, then make publish")
+            remedy="only the run of the profile sample, as it ships, is published: "
+                   "make reproduce, then make publish")
     unfinished = [j.name for j in jobs if stale(j)]
     if unfinished or not run.shows():
-        raise DeescalError(f"the run {run.name!r} is not finished", where=", ".join(unfinished) or run.data,
-                           remedy="make reproduce, then make publish")
+        raise DeescalError(
+            f"the run {run.name!r} is not finished", where=", ".join(unfinished) or run.data,
+            remedy="make reproduce, then make publish")
     render_run(jobs)
     lesson_command(argparse.Namespace(names=[]))
     target = run.root/"figures"/"published"
     with atomic_folder(target) as folder:
-        shutil.copytree(run.figures, folder, ignore=shutil.ignore_patterns("*.ipynb", ".*"), dirs_exist_ok=True)
+        shutil.copytree(
+            run.figures, folder, ignore=shutil.ignore_patterns("*.ipynb", ".*"), dirs_exist_ok=True)
         shutil.copytree(run.root/"figures"/"lessons", folder/"lessons")
         shutil.copy2(run.data/"manifest.json", folder)
     print(f"published {run.name} to {target.relative_to(run.root)}")
 
 # %% ../../nbs/appendix/A15_cli.ipynb #export_corpus
 def export_corpus(args):
-    "Write the clean corpus as Parquet, with its data card and Croissant description, into a new folder."
+    """Write the clean corpus as Parquet, with its data card and Croissant description, into a
+    new folder."""
     target = Path(args.to).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(
-            "there is something already", where=target, remedy="name a folder that is new or empty: --to <folder>")
+            "there is something already", where=target,
+            remedy="name a folder that is new or empty: --to <folder>")
     jobs, failed = bring_up(args, ["datacard"])
     for error in failed.values(): raise error
     run = jobs[0].run
-    with atomic_folder(target) as folder: shutil.copytree(run.folder("export", ""), folder, dirs_exist_ok=True)
-    print(f"{target}: " + ", ".join(f"{p.name} ({p.stat().st_size:,} bytes)" for p in sorted(target.iterdir())))
+    with atomic_folder(target) as folder:
+        shutil.copytree(run.folder("export", ""), folder, dirs_exist_ok=True)
+    print(f"{target}: " + ", ".join(
+        f"{p.name} ({p.stat().st_size:,} bytes)" for p in sorted(target.iterdir())))
 
 # %% ../../nbs/appendix/A15_cli.ipynb #others
 def score_replies_file(args):
@@ -278,13 +319,16 @@ def forget_video(args):
     "Remove a person's video from every table, cache, clip, page and export of a run, for good."
     jobs = resolved(args)
     run, done = jobs[0].run, forget(jobs, args.video_id)
-    print(f"{run.name}: {sum(done.rows.values())} rows of {len(done.rows)} tables and {len(done.files)} files or folders "
-          "removed; the video will not come back")
-    for name in done.retrain: print(f"  had learnt from it, is removed and must be trained again: {name}")
+    print(f"{run.name}: {sum(done.rows.values())} rows of {len(done.rows)} tables and "
+          f"{len(done.files)} files or folders removed; the video will not come back")
+    for name in done.retrain:
+        print(f"  had learnt from it, is removed and must be trained again: {name}")
     if done.again: print("To be made again (make reproduce):", *done.again, sep="\n  ")
     if done.outside:
-        print("Not the run's own, and not touched; remove these, or what they say of it, yourself:", *done.outside, sep="\n  ")
-    print("Copies that were made elsewhere (deescal export, figures/published, other runs) have to be replaced there.")
+        print("Not the run's own, and not touched; remove these, or what they say of it, yourself:",
+              *done.outside, sep="\n  ")
+    print("Copies that were made elsewhere (deescal export, figures/published, other runs) "
+          "have to be replaced there.")
 
 # %% ../../nbs/appendix/A15_cli.ipynb #job_command
 def job_command(args):
@@ -294,25 +338,33 @@ def job_command(args):
     jobs = {j.name: j for j in resolve(**request)}
     if args.job not in jobs:
         raise ProfileError(f"no job is called {args.job!r}", remedy=did_you_mean(args.job, jobs))
-    what = {"kept": "inputs unchanged, kept", "page": "page made again", "done": "done"}[run_job(jobs[args.job], args.attempt)]
+    what = {
+        "kept": "inputs unchanged, kept", "page": "page made again", "done": "done",
+    }[run_job(jobs[args.job], args.attempt)]
     print(f"{args.job}: {what}", flush=True)
 
 # %% ../../nbs/appendix/A15_cli.ipynb #lesson_command
 def lesson_command(args):
     "Execute lessons that are no stage (default: all) and render their pages into figures/lessons."
     root = project_root()
-    library = [p for p in [*lessons(), *sorted((root/"nbs"/"appendix").glob("*.ipynb"))] if not tagged(p, "stage")]
+    library = [
+        p for p in [*lessons(), *sorted((root/"nbs"/"appendix").glob("*.ipynb"))]
+        if not tagged(p, "stage")]
     unknown = [n for n in args.names if n not in [p.stem for p in library]]
     if unknown:
-        raise InputError(f"no lesson is called {unknown[0]!r}, or it is a stage", where="nbs",
-                         remedy=did_you_mean(unknown[0], [p.stem for p in library]))
+        raise InputError(
+            f"no lesson is called {unknown[0]!r}, or it is a stage", where="nbs",
+            remedy=did_you_mean(unknown[0], [p.stem for p in library]))
     for path in library:
         if not args.names or path.stem in args.names:
-            print(f"{path.stem}: {'page rendered' if lesson_page(path.stem, root) else 'nothing has changed'}", flush=True)
+            print(f"{path.stem}: {'page rendered' if lesson_page(path.stem, root) else 'nothing has changed'}",
+                  flush=True)
 
 # %% ../../nbs/appendix/A15_cli.ipynb #parse
-COMMANDS = {"reproduce": reproduce, "check": check, "verify": verify, "publish": publish, "export": export_corpus,
-            "score": score_replies_file, "forget": forget_video, "lesson": lesson_command, "job": job_command}
+COMMANDS = {
+    "reproduce": reproduce, "check": check, "verify": verify, "publish": publish,
+    "export": export_corpus, "score": score_replies_file, "forget": forget_video,
+    "lesson": lesson_command, "job": job_command}
 
 # %% ../../nbs/appendix/A15_cli.ipynb #parser
 def parser():
@@ -328,8 +380,9 @@ def parser():
         if name == "forget": c.add_argument("video_id", help="as the column video_id has it")
         if name == "export": c.add_argument("--to", required=True, metavar="FOLDER", help="new or empty folder")
         if name == "score":
-            c.add_argument("--replies", required=True, metavar="FILE.jsonl",
-                           help='JSON Lines: {"scenario_id": ..., "point": ..., "reply": ...}')
+            c.add_argument(
+                "--replies", required=True, metavar="FILE.jsonl",
+                help='JSON Lines: {"scenario_id": ..., "point": ..., "reply": ...}')
         if name == "lesson":
             c.add_argument("names", nargs="*", help="names of notebooks, such as 05_text")
             continue
@@ -339,8 +392,9 @@ def parser():
         c.add_argument("--set", action="append", metavar="SECTION.NAME=VALUE",
                        help="override parameters (several: separated by ';')")
         if name == "reproduce":
-            c.add_argument("snakemake", nargs="*",
-                           help="behind --: arguments for Snakemake, e.g. -- --workflow-profile profiles/slurm")
+            c.add_argument(
+                "snakemake", nargs="*",
+                help="behind --: arguments for Snakemake, e.g. -- --workflow-profile profiles/slurm")
     return p
 
 # %% ../../nbs/appendix/A15_cli.ipynb #run_folder
@@ -351,7 +405,7 @@ def _run_folder(args):
 
 # %% ../../nbs/appendix/A15_cli.ipynb #main
 def main(argv=None):
-    "The command `deescal`: an error is a sentence with what, where and remedy; never a traceback."
+    "The command `deescal`: an error that was foreseen is a sentence with what, where and remedy."
     args = parser().parse_args(argv)
     try: COMMANDS[args.command](args)
     except DeescalError as e: raise SystemExit(f"deescal {args.command}: {e}") from None
@@ -367,4 +421,4 @@ def main(argv=None):
         raise SystemExit(128 + kind) from None
 
 # %% ../../nbs/appendix/A15_cli.ipynb #as_script
-if __name__ == "__main__" and "__file__" in globals(): main()  # not in a notebook, which is called so too
+if __name__ == "__main__" and "__file__" in globals(): main()

@@ -20,16 +20,18 @@ from .provenance import gpus
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #snakemake
 def snakemake_command(request_file, extra=(), targets=()):
-    "The command that runs Snakemake on the request in a file; without other word it shares out the graphics cards."
+    """The command that runs Snakemake on the request in a file; without other word it shares out
+    the graphics cards."""
     cards = [] if "--executor" in extra or "--workflow-profile" in extra else [
         "--resources", f"gpu={max(1, len(gpus()))}"]
-    return [sys.executable, "-m", "snakemake", "--configfile", str(request_file), "--keep-going", *cards, *extra,
-            *(["--", *targets] if targets else [])]
+    return [
+        sys.executable, "-m", "snakemake", "--configfile", str(request_file), "--keep-going", *cards, *extra,
+        *(["--", *targets] if targets else [])]
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #snakemake_process
 @contextlib.contextmanager
 def snakemake(request, run, targets, extra, again=False):
-    """Snakemake's process at work on a request, for a block; what is left of it and of its jobs then is ended.
+    """Snakemake's process at work on a request, for a block; what is left of it then is ended, jobs and all.
     What it says is in the run's snakemake.log: added to it, where it works on the run `again`."""
     path = write_text(run.data/"request.json", json.dumps(request, indent=1))
     with open(run.data/"snakemake.log", "ab" if again else "wb") as log:
@@ -41,7 +43,8 @@ def snakemake(request, run, targets, extra, again=False):
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #end_group
 def end_group(process):
-    "End a process and all that it started: ask, wait, then force. A second Ctrl-C shortens the wait."
+    """End a process and all that it started: ask, wait, then force. A second Ctrl-C shortens the
+    wait."""
     for kind, patience in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
         limit = time.monotonic() + patience
         try:
@@ -62,7 +65,8 @@ def _group_lives(process):
 def interrupts():
     "Within the block, a polite kill and a closed terminal end the command as Ctrl-C does."
     def stop(number, frame): raise KeyboardInterrupt(signal.Signals(number))
-    kinds = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]  # not under nohup
+    # not under nohup
+    kinds = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
     for s in kinds: signal.signal(s, stop)
     try: yield
     finally:
@@ -73,7 +77,8 @@ def known_seconds(jobs):
     "Seconds that each job took the last time, here or in the published run: name -> seconds."
     run, out = jobs[0].run, {}
     for path in (run.root/"figures"/"published"/"manifest.json", run.data/"manifest.json"):
-        if path.is_file(): out |= {n: r["seconds"] for n, r in json.loads(path.read_text())["jobs"].items()}
+        if path.is_file():
+            out |= {n: r["seconds"] for n, r in json.loads(path.read_text())["jobs"].items()}
     return {j.name: out[j.name] for j in jobs if j.name in out}
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #clock
@@ -85,7 +90,8 @@ def clock(seconds):
 def status_line(jobs, done, running, since, known, workers=2):
     "How far a run is, in one line; `running` is job name -> how far, `done` and `jobs` are names."
     left = [j for j in jobs if j not in done and j not in running]
-    rest = sum(known.get(j, 0) for j in left) / workers + max((known.get(j, 0) / 2 for j in running), default=0)
+    rest = (sum(known.get(j, 0) for j in left) / workers
+            + max((known.get(j, 0) / 2 for j in running), default=0))
     tell = [f"{len(done)} done", f"{len(running)} running" + (": " + "; ".join(
         f"{n} ({p})" if p else n for n, p in running.items()) if running else ""), f"{len(left)} left"]
     return f"[{clock(time.time() - since)}] " + ", ".join(tell) + (
@@ -95,8 +101,10 @@ def status_line(jobs, done, running, since, known, workers=2):
 class Watch:
     "Prints what becomes of `jobs`, of which those named in `waiting` are run by a process."
     def __init__(self, jobs, waiting, since, out=None):
-        self.jobs, self.since, self.out, self.known = jobs, since, out or sys.stdout, known_seconds(jobs)
-        self.done, self.stamps = {j.name for j in jobs} - waiting, {j.name: _changed(j.stamp) for j in jobs}
+        self.jobs, self.since, self.out, self.known = (
+            jobs, since, out or sys.stdout, known_seconds(jobs))
+        self.done, self.stamps = (
+            {j.name for j in jobs} - waiting, {j.name: _changed(j.stamp) for j in jobs})
         self.last, self.said_at = set(), 0.0
 
     def look(self):
@@ -105,9 +113,12 @@ class Watch:
             if job.name not in self.done and (record := self.ended(job)):
                 self.done.add(job.name)
                 self.say(f"{job.name}: {outcome(record, job.record, self.since)}")
-                with contextlib.suppress(DeescalError, OSError): render_job(job)  # tried again, and told, at the end
-        running = {j.name: _read(j.progress) for j in self.jobs if j.name not in self.done and held(j.lock)}
-        line = status_line([j.name for j in self.jobs], self.done, running, self.since, self.known, os.cpu_count() or 1)
+                # tried again, and told, at the end
+                with contextlib.suppress(DeescalError, OSError): render_job(job)
+        running = {
+            j.name: _read(j.progress) for j in self.jobs if j.name not in self.done and held(j.lock)}
+        line = status_line(
+            [j.name for j in self.jobs], self.done, running, self.since, self.known, os.cpu_count() or 1)
         if self.out.isatty(): self.out.write("\r\033[K" + line[:shutil.get_terminal_size().columns - 1])
         elif running and (set(running) != self.last or time.time() - self.said_at > 30): self.say(line)
         self.last = set(running)
@@ -139,13 +150,15 @@ def will_run(jobs, why):
     "The names of the jobs that are stale (`why`: name -> reasons), and of those behind them."
     names = set()
     for job in jobs:  # in order, so that those before a job are known
-        if job.name in why or any(j.name in names for j in job_after(job, jobs)): names.add(job.name)
+        if job.name in why or any(j.name in names for j in job_after(job, jobs)):
+            names.add(job.name)
     return names
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #job_outcome
 def outcome(record, path, since):
     "What a job did that has ended well, from its record and the file of it."
-    if started(record) >= int(since): return f"done in {record['seconds']:.1f} s, {record['peak_mb']:.0f} MB"
+    if started(record) >= int(since):
+        return f"done in {record['seconds']:.1f} s, {record['peak_mb']:.0f} MB"
     return "page made again" if path.stat().st_mtime >= int(since) else "inputs unchanged, kept"
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #started
@@ -181,8 +194,8 @@ def killed_error(job):
     return DeescalError(
         f"{job.name} was killed: its process ended without a word",
         where=", ".join(str(p) for p in traces if p.exists()),
-        remedy="most often the machine ran out of memory (see dmesg): give the job more, or run fewer at once "
-               "(-- --cores 1). Run the same command again: what has finished is kept")
+        remedy="most often the machine ran out of memory (see dmesg): give the job more, "
+               "or run fewer at once (-- --cores 1). Run the same command again: what has finished is kept")
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #stopped
 def snakemake_stopped(run, code, said):
@@ -209,7 +222,8 @@ def no_room(run):
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #bring_up
 def one_round(request, jobs, waiting, targets, extra, since, again):
-    "Run Snakemake on a request: name -> error, of the `jobs` that failed. `DeescalError` where it failed itself."
+    """Run Snakemake on a request: name -> error, of the `jobs` that failed. `DeescalError` where
+    it failed itself."""
     run, began = jobs[0].run, time.time()
     log = run.data/"snakemake.log"
     heard = log.stat().st_size if again else 0
@@ -222,7 +236,8 @@ def one_round(request, jobs, waiting, targets, extra, since, again):
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #run_series
 def run_series(request, why, wanted, extra, since):
-    """Run the jobs of a request, of which those in `why` are stale; those that fail are given up and the others go on.
+    """Run the jobs of a request, of which those in `why` are stale.
+    Those that fail are given up and the others go on.
     Returns (jobs, name -> error)."""
     failed, series = {}, None
     while True:
@@ -234,7 +249,9 @@ def run_series(request, why, wanted, extra, since):
         needed = wanted_jobs(jobs, wanted)
         if failed: why = why_run(needed)
         targets = [str(j.stamp.relative_to(j.run.root)) for j in needed] if wanted else []
-        try: new = one_round(full, needed, will_run(needed, why), targets, extra, since, bool(failed)) if why else {}
+        try:
+            new = one_round(
+                full, needed, will_run(needed, why), targets, extra, since, bool(failed)) if why else {}
         except (DeescalError, OSError):
             tell(failed)  # what failed in the rounds before would go unsaid
             raise
@@ -246,7 +263,8 @@ def run_series(request, why, wanted, extra, since):
 # %% ../../nbs/appendix/A14b_drive.ipynb #tell
 def tell(failed):
     "Print the errors of the jobs that failed: name -> error."
-    for name, error in failed.items(): print(f"\n{'' if name in error.what else name + ': '}{error}", file=sys.stderr)
+    for name, error in failed.items():
+        print(f"\n{'' if name in error.what else name + ': '}{error}", file=sys.stderr)
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #in_a_line
 def _in_a_line(name, error):
@@ -257,7 +275,8 @@ def _in_a_line(name, error):
 def wanted_jobs(jobs, wanted=None):
     "The jobs of the stages `wanted` (default: all) and those that they need, in order."
     needed = [j for j in jobs if not wanted or j.stage.name in wanted]
-    for job in needed: needed += [j for j in job_after(job, jobs) if j not in needed]  # grows while it is read
+    # grows while it is read
+    for job in needed: needed += [j for j in job_after(job, jobs) if j not in needed]
     return [j for j in jobs if j in needed]
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #why_run
@@ -270,4 +289,5 @@ def why_run(jobs):
 def announce(why):
     "Print which jobs will run, and the first reasons."
     for name, reasons in why.items():
-        print(f"{name}: will run ({'; '.join(reasons[:3])}{' ...' if len(reasons) > 3 else ''})", flush=True)
+        print(f"{name}: will run ({'; '.join(reasons[:3])}{' ...' if len(reasons) > 3 else ''})",
+              flush=True)

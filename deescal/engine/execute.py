@@ -50,7 +50,8 @@ def settle_streams(outputs):
 # %% ../../nbs/appendix/A13_execute.ipynb #kernel
 @contextlib.contextmanager
 def socket_folder(job):
-    "An empty folder for the sockets of the job's kernel, removed at the end; its path is short, as sockets need."
+    """An empty folder for the sockets of the job's kernel, removed at the end; its path is
+    short, as sockets need."""
     ours = Path(tempfile.gettempdir())/f"deescal-{os.getuid()}"
     path = ours/digest(str(job.run.data), job.name, length=12)
     shutil.rmtree(path, ignore_errors=True)
@@ -62,7 +63,8 @@ def socket_folder(job):
     try: yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        with contextlib.suppress(OSError): path.parent.rmdir()  # not while another job has a folder there
+        # not while another job has a folder there
+        with contextlib.suppress(OSError): path.parent.rmdir()
 
 # %% ../../nbs/appendix/A13_execute.ipynb #end_with_parent
 def _end_with_parent():
@@ -79,11 +81,15 @@ def execute(job, only_page=False):
     job.executed.parent.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     os.environ.update({
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(job.run.root), os.environ.get("PYTHONPATH")])),
-        "DEESCAL_ROOT": str(job.run.root), "DEESCAL_JOB": job.name, "DEESCAL_PROGRESS": str(job.progress),
-        **({} if could_send(job) else {"HF_HUB_OFFLINE": "1"}),  # libraries look models up there unasked
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(job.run.root), os.environ.get("PYTHONPATH")])),
+        "DEESCAL_ROOT": str(job.run.root), "DEESCAL_JOB": job.name,
+        "DEESCAL_PROGRESS": str(job.progress),
+        # libraries look models up there unasked
+        **({} if could_send(job) else {"HF_HUB_OFFLINE": "1"}),
         "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONWARNINGS": "ignore:IProgress not found"})  # progress bars are text here, in every kernel
+        # progress bars are text here, in every kernel
+        "PYTHONWARNINGS": "ignore:IProgress not found"})
     with socket_folder(job) as sockets:
         own = {"transport": "ipc", "ip": f"{sockets}/k-ipc", "connection_file": f"{sockets}/k.json"}
         nb = _papermill(job, failed, sockets/"stderr", Config({"KernelManager": own}), only_page)
@@ -100,14 +106,17 @@ def execute(job, only_page=False):
 def _run_cells(job):
     "The `run` cells of the executed notebook, with what they showed."
     nbformat = import_nbformat()
-    return [c for c in nbformat.read(job.executed, as_version=4).cells if "run" in c.metadata.get("tags", [])]
+    return [
+        c for c in nbformat.read(job.executed, as_version=4).cells if "run" in c.metadata.get("tags", [])]
 
 # %% ../../nbs/appendix/A13_execute.ipynb #papermill
 def _papermill(job, output, stderr, config, only_page):
-    """papermill's execution of the job's notebook into `output`; a failing cell or a dead kernel is a `DeescalError`.
+    """papermill's execution of the job's notebook into `output`.
+    A failing cell or a dead kernel is a `DeescalError`.
 
-    What a cell prints is in the notebook. What the kernel's process prints past it (a kernel that is told to stop may
-    complain about its closed sockets) goes to the file `stderr`, and is shown where the kernel died."""
+    What a cell prints is in the notebook. What the kernel's process prints past it (a kernel that is
+    told to stop may complain about its closed sockets) goes to the file `stderr`, and is shown where
+    the kernel died."""
     import_nbformat()
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -118,7 +127,8 @@ def _papermill(job, output, stderr, config, only_page):
         return papermill.execute_notebook(
             prepare_notebook(job.notebook, kinds_to_run(job.params.get("lesson", True), only_page)),
             str(output), parameters=job.params, kernel_name="python3", cwd=str(job.notebook.parent),
-            progress_bar=False, log_output=False, start_timeout=600, config=config, extra_arguments=["--log-level=50"])
+            progress_bar=False, log_output=False, start_timeout=600, config=config,
+            extra_arguments=["--log-level=50"])
     except PapermillExecutionError as e: raise _cell_error(job, output, e) from e
     except RuntimeError as e:  # a kernel that dies as it starts has no error class of its own
         if not isinstance(e, DeadKernelError) and "Kernel died" not in str(e): raise
@@ -126,7 +136,8 @@ def _papermill(job, output, stderr, config, only_page):
 
 # %% ../../nbs/appendix/A13_execute.ipynb #kernel_manager
 def _kernel_manager(stderr):
-    "jupyter_client's manager of a kernel that writes its own complaints to the file `stderr` and ends with its job."
+    """jupyter_client's manager of a kernel that writes its own complaints to the file `stderr`
+    and ends with its job."""
     from jupyter_client import AsyncKernelManager
 
     class Kernel(AsyncKernelManager):
@@ -137,21 +148,24 @@ def _kernel_manager(stderr):
 
 # %% ../../nbs/appendix/A13_execute.ipynb #cell_error
 def _cell_error(job, notebook, error):
-    "The `DeescalError` for a cell that failed: papermill's `error`, and the notebook that is executed up to it."
+    """The `DeescalError` for a cell that failed: papermill's `error`, and the notebook that is
+    executed up to it."""
     name = error.ename.split(".")[-1]
     told = _may_quote(job) or _is_ours(name)
     if not told: _hide_words(notebook)
     said = f"{name}: {error.evalue}" if told else (
         f"{name} (what it says is not shown, since it may quote dialogue)")
     return DeescalError(
-        f"{job.name} stopped: " + said.replace("\n", "\n    "), where=notebook.relative_to(job.run.root),
+        f"{job.name} stopped: " + said.replace("\n", "\n    "),
+        where=notebook.relative_to(job.run.root),
         remedy=_room_remedy(job, said) or "open that notebook: it is executed up to the cell that failed",
         final=name in {c.__name__ for c in FINAL_ERRORS})
 
 # %% ../../nbs/appendix/A13_execute.ipynb #is_ours
 def _may_quote(job):
-    """Whether an error of this job may be told in its own words: where the input is fiction. That is known only behind
-    the stage that finds it out; before it the table `origin` is of an earlier run, perhaps on other data."""
+    """Whether an error of this job may be told in its own words: where the input is fiction.
+    That is known only behind the stage that finds it out; before it the table `origin` is of an
+    earlier run, perhaps on other data."""
     order = list(STAGES)
     return order.index(job.stage.name) > order.index(TABLES["origin"].stage) and job.run.shows()
 
@@ -161,7 +175,8 @@ def _is_ours(name):
 
 # %% ../../nbs/appendix/A13_execute.ipynb #hide_words
 def _hide_words(path):
-    "Take the words of an error out of the notebook at `path`; its kind, and the code that failed, stay."
+    """Take the words of an error out of the notebook at `path`; its kind, and the code that
+    failed, stay."""
     nbformat = import_nbformat()
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
@@ -173,19 +188,23 @@ def _hide_words(path):
 
 # %% ../../nbs/appendix/A13_execute.ipynb #kernel_error
 def _kernel_error(job, notebook, stderr):
-    "The `DeescalError` for a kernel that died, with the last of what it wrote to the file `stderr`."
+    """The `DeescalError` for a kernel that died, with the last of what it wrote to the file
+    `stderr`."""
     said = stderr.read_text(errors="replace").strip()[-2000:]
     return DeescalError(
-        f"{job.name} stopped: its kernel died" + (", and said:\n    " + said.replace("\n", "\n    ") if said else ""),
+        f"{job.name} stopped: its kernel died" + (
+            ", and said:\n    " + said.replace("\n", "\n    ") if said else ""),
         where=notebook.relative_to(job.run.root),
-        remedy=_room_remedy(job, said) or "look for what ended the process: too little memory is the usual reason "
-        "(see dmesg); then run the same command again: what has finished is kept")
+        remedy=_room_remedy(job, said) or "look for what ended the process: too little memory is the usual "
+        "reason (see dmesg); then run the same command again: what has finished is kept")
 
 # %% ../../nbs/appendix/A13_execute.ipynb #room_remedy
 def _room_remedy(job, said):
-    "What to do where the disk is full: an error `said` so, or less than 1 MB is left now. None where it is not."
+    """What to do where the disk is full: an error `said` so, or less than 1 MB is left now. None
+    where it is not."""
     folders = [p for p in (job.run.data, job.run.figures) if p.is_dir()]
-    if "Errno 28]" in said or "os error 28)" in said or any(shutil.disk_usage(p).free < 1e6 for p in folders):
+    if ("Errno 28]" in said or "os error 28)" in said
+        or any(shutil.disk_usage(p).free < 1e6 for p in folders)):
         return host_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))).remedy
 
 # %% ../../nbs/appendix/A13_execute.ipynb #run_job
@@ -202,21 +221,25 @@ def run_job(
     job,
     attempt=1,  # a scheduler's: which try of this series it is
 ):
-    """Run `job` unless its record still holds, or only its page where only that has changed. Returns what was done:
-    kept, page or done. The record is written after everything else that the job makes. An error that an earlier attempt
+    """Run `job` unless its record still holds, or only its page where only that has changed.
+    Returns what was done: kept, page or done.
+
+    The record is written after everything else that the job makes. An error that an earlier attempt
     ended with, and that another one cannot end without, is raised again at once."""
     if attempt > 1 and (error := read_failure(job)) and error.final: raise error
     try: return _run_held(job)
     except Exception as e:
         error = _as_told(job, e)
         with contextlib.suppress(OSError):  # on a full disk there may be no room for this either
-            write_text(job.failure, json.dumps({k: getattr(error, k) for k in ("what", "where", "remedy", "final")}))
+            write_text(job.failure, json.dumps(
+                {k: getattr(error, k) for k in ("what", "where", "remedy", "final")}))
         if error is e: raise
         raise error from e
 
 # %% ../../nbs/appendix/A13_execute.ipynb #as_told
 def _as_told(job, error):
-    "The `DeescalError` that the reader is told for an error; of one that nobody thought of the traceback is printed."
+    """The `DeescalError` that the reader is told for an error; of one that nobody thought of the
+    traceback is printed."""
     if isinstance(error, DeescalError): return error
     if isinstance(error, OSError):
         error.filename = error.filename or str(job.run.data)

@@ -21,13 +21,16 @@ from .locks import release
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #marks
 def marks(run, video_id):
-    "The names of a video that may stand somewhere in `run`: its identifier, its address, the platform's identifier."
+    """The names of a video that may stand somewhere in `run`: its identifier, its address, the
+    platform's identifier."""
     path, more = run.table_path("videos"), []
     if path.is_file():
-        row = pl.read_parquet(path, columns=["video_id", "url", "platform_id"]).filter(video_id=video_id)
+        row = pl.read_parquet(
+            path, columns=["video_id", "url", "platform_id"]).filter(video_id=video_id)
         more = [*row["url"], *(p for p in row["platform_id"] if len(p) >= 8)]
     plain = video_id.partition("_")[2]
-    return list(dict.fromkeys([video_id, *more, *([plain] if re.fullmatch(r"[\w-]{11}|\d{8,}", plain) else [])]))
+    return list(dict.fromkeys([
+        video_id, *more, *([plain] if re.fullmatch(r"[\w-]{11}|\d{8,}", plain) else [])]))
 
 def marked(names):
     "A regular expression (of Python and of polars) for text in which one of the `names` stands."
@@ -41,7 +44,9 @@ def known_videos(run):
         columns = [c for c in ("video_id", "scenario_id") if c in pl.read_parquet_schema(path)]
         for c in columns: out |= set(pl.read_parquet(path, columns=[c])[c].drop_nulls())
     for below in ("harvest/info", "harvest/audio", "diarized"):
-        out |= {p.name.removesuffix(".info.json").removesuffix(p.suffix) for p in (run.data/below).glob("*.*")}
+        out |= {
+            p.name.removesuffix(".info.json").removesuffix(p.suffix)
+            for p in (run.data/below).glob("*.*")}
     return out
 
 def check_video(run, video_id):
@@ -71,7 +76,8 @@ def forget_rows(run, names):
         df = pl.read_parquet(path)
         texts = [c for c, t in df.schema.items() if t == pl.String]
         if not texts: continue
-        kept = df.filter(~pl.any_horizontal(pl.col(c).str.contains(marked(names)).fill_null(False) for c in texts))
+        kept = df.filter(~pl.any_horizontal(
+            pl.col(c).str.contains(marked(names)).fill_null(False) for c in texts))
         if len(kept) == len(df): continue
         with atomic(path) as tmp: kept.write_parquet(tmp, compression="zstd", statistics=False)
         out[path] = len(df) - len(kept)
@@ -85,7 +91,8 @@ def forget_listed(run, video_id):
         if not path.is_file(): continue
         old = path.read_text()
         if path.suffix == ".txt":
-            new = "".join(line for line in old.splitlines(True) if safe_id("_".join(line.split())) != video_id)
+            new = "".join(
+                line for line in old.splitlines(True) if safe_id("_".join(line.split())) != video_id)
         else:
             kept = json.loads(old)
             kept["videos"] = [v for v in kept["videos"] if safe_id("_".join(v)) != video_id]
@@ -105,54 +112,69 @@ def forget_files(run, names, heard_here):
     unreadable = run.data/"answers"
     out = [p for folder in (run.data, run.figures) for p in sorted(folder.rglob("*"))
            if p.is_file() and run.data/"tables" not in p.parents
-           and p.suffix not in (".lock", ".safetensors", ".pt", ".onnx") and p.name not in (".lock", ".series")
-           and (holds(p, names) or heard_here and p.suffix == ".parquet" and unreadable in p.parents)]
+           and p.suffix not in (".lock", ".safetensors", ".pt", ".onnx")
+           and p.name not in (".lock", ".series")
+           and (holds(p, names)
+                or heard_here and p.suffix == ".parquet" and unreadable in p.parents)]
     for p in out: p.unlink()
     return out
 
 def was_heard(run, video_id):
     "Whether a video was diarized on this host."
     path = run.table_path("diarizations")
-    return path.is_file() and len(pl.read_parquet(path).filter(scenario_id=video_id, method="local")) > 0
+    return path.is_file() and len(
+        pl.read_parquet(path).filter(scenario_id=video_id, method="local")) > 0
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #learnt
 def in_training(run, video_id):
-    "Whether models and baselines of `run` saw a video: in the split train, or validation, which chose the best step."
+    """Whether models and baselines of `run` saw a video: in the split train, or validation,
+    which chose the best step."""
     path = run.table_path("split")
     if not path.is_file(): return False
-    return len(pl.read_parquet(path).filter(scenario_id=video_id).filter(pl.col("split").is_in(["train", "validation"]))) > 0
+    return len(
+        pl.read_parquet(path).filter(scenario_id=video_id)
+        .filter(pl.col("split").is_in(["train", "validation"]))) > 0
 
 def _trained(job):
     "Whether what a job makes depends on the training split, and not on a published model alone."
-    per, here = job.stage.per, job.params.get("source") == "tiny"  # a model without a source is trained here
+    # a model without a source is trained here
+    per, here = job.stage.per, job.params.get("source") == "tiny"
     if job.stage.name == "base": return here
     return bool(per) and (per != "system" or job.params.get("variant") != "base" or here)
 
 def forget_learnt(jobs):
-    "Remove what was learnt, and what learners were at: (paths removed, names of adapters and models to train again)."
+    """Remove what was learnt, and what learners were at: (paths removed, names of adapters and
+    models to train again)."""
     run = jobs[0].run
     paths = [p for job in jobs if _trained(job) for p in job_writes(job)]
-    paths += [*(run.data/"adapter").glob("*"), *(p for p in (run.data/"work").glob("*") if p.name != "transcribe")]
+    paths += [
+        *(run.data/"adapter").glob("*"),
+        *(p for p in (run.data/"work").glob("*") if p.name != "transcribe")]
     out = [p for p in dict.fromkeys(paths) if p.exists()]
     for p in out: shutil.rmtree(p) if p.is_dir() else p.unlink()
-    return out, [p.relative_to(run.data).as_posix() for p in out if p.parent.name in ("adapter", "base")]
+    return out, [
+        p.relative_to(run.data).as_posix() for p in out if p.parent.name in ("adapter", "base")]
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #again
 def jobs_behind(jobs, touched):
-    "The jobs that wrote one of the paths `touched` or are stale, and all that read what these write."
+    """The jobs that wrote one of the paths `touched` or are stale, and all that read what these
+    write."""
     written = {q for p in touched for q in (p, *p.parents)}
     def wrote(job): return not written.isdisjoint(job_writes(job))
-    behind = {j.name for j in jobs if wrote(j) or stale(j)}  # stale: what a killed run of this command had touched
+    # stale: what a killed run of this command had touched
+    behind = {j.name for j in jobs if wrote(j) or stale(j)}
     for job in jobs:  # in order: what a job reads was written by one before it
-        if any(j.name in behind for j in job_after(job, jobs)) or "figures" in job.stage.makes: behind.add(job.name)
+        if any(j.name in behind for j in job_after(job, jobs)) or "figures" in job.stage.makes:
+            behind.add(job.name)
     return [j for j in jobs if j.name in behind]
 
 def forget_made(jobs):
-    "Remove the records, logs, executed notebooks and pages of `jobs`, and the run's figures, exports and cards."
+    """Remove the records, logs, executed notebooks and pages of `jobs`, and the run's figures,
+    exports and cards."""
     run = jobs[0].run
     paths = [p for j in jobs for p in (
-        j.record, j.stamp, j.failure, j.progress, j.again, j.record.with_suffix(".log"), j.params_file, j.executed,
-        j.executed.with_suffix(".html"))]
+        j.record, j.stamp, j.failure, j.progress, j.again, j.record.with_suffix(".log"), j.params_file,
+        j.executed, j.executed.with_suffix(".html"))]
     paths += [p for p in run.figures.glob("*") if p.name != "notebooks"]
     paths += [run.data/n for n in ("export", "cards", "manifest.json")]
     out = [p for p in paths if p.exists()]
@@ -163,11 +185,14 @@ def forget_made(jobs):
 TEXTS = (".csv", ".json", ".txt", ".vtt", ".srt", ".md", ".yml", ".rttm", ".ctm")
 
 def input_outside(jobs, names, clip=None):
-    "Files outside the run's folder that the jobs read and that belong to a video or name it, below the project's folder."
+    """Files outside the run's folder that the jobs read and that belong to a video or name it;
+    those in the project's folder as seen from there."""
     run = jobs[0].run
     tops = {run.path(j.params[p]) for j in jobs for p in (*j.stage.paths, "clips") if j.params.get(p)}
-    files = {f for t in tops for f in ([t] if t.is_file() else [*t.glob("*"), *t.glob("*/*")]) if f.is_file()}
-    found = {f for f in files if re.search(marked(names), f.name) or f.suffix in TEXTS and holds(f, names)}
+    files = {
+        f for t in tops for f in ([t] if t.is_file() else [*t.glob("*"), *t.glob("*/*")]) if f.is_file()}
+    found = {
+        f for f in files if re.search(marked(names), f.name) or f.suffix in TEXTS and holds(f, names)}
     if clip: found.add(run.path(clip))
     def shown(f): return str(f.relative_to(run.root) if f.is_relative_to(run.root) else f)
     return sorted(shown(f) for f in found if f.exists() and run.data.resolve() not in f.resolve().parents)
@@ -182,7 +207,8 @@ class Forgotten(NamedTuple):
     outside: list    # input that is not the run's
 
 def as_made(jobs):
-    "The jobs of a run as its last series resolved them, whatever profile and overrides `jobs` are from."
+    """The jobs of a run as its last series resolved them, whatever profile and overrides `jobs`
+    are from."""
     run = jobs[0].run
     try: request = json.loads((run.data/"request.json").read_text())
     except (OSError, ValueError): return jobs
@@ -192,7 +218,8 @@ def as_made(jobs):
 
 def forget(jobs, video_id):
     "Remove a video from the run of `jobs` (`resolve`) for good: what was done, as `Forgotten`."
-    jobs = as_made(jobs)  # or what another profile names would look stale, and be made again for nothing
+    # or what another profile names would look stale, and be made again for nothing
+    jobs = as_made(jobs)
     run = jobs[0].run
     check_video(run, video_id)
     series = lock(run, jobs, ".series")
@@ -202,7 +229,8 @@ def forget(jobs, video_id):
 # %% ../../nbs/appendix/A15b_forget.ipynb #forget_steps
 def _clip(run, video_id):
     path = run.table_path("videos")
-    return next(iter(pl.read_parquet(path).filter(video_id=video_id)["clip"]), None) if path.is_file() else None
+    return (next(iter(pl.read_parquet(path).filter(video_id=video_id)["clip"]), None)
+            if path.is_file() else None)
 
 def _forget(jobs, video_id):
     run, names = jobs[0].run, marks(jobs[0].run, video_id)

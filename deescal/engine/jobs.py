@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RUN_NAMES', 'PAGE_PARAMETERS', 'WRITTEN', 'RENDERED', 'Job', 'job_reads', 'job_writes', 'job_after', 'run_parts',
            'stages_from', 'resolve', 'left_out', 'fingerprint', 'page_fingerprint', 'outputs', 'read_record', 'stale',
-           'page_stale', 'plan', 'lock', 'write_manifest']
+           'due', 'page_stale', 'plan', 'lock', 'write_manifest']
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #imports
 import ast, json, os
@@ -46,6 +46,8 @@ class Job:
     def lock(self): return self.run.data/"jobs"/f"{self.name}.lock"
     @property
     def progress(self): return self.run.data/"jobs"/f"{self.name}.progress"
+    @property
+    def again(self): return self.run.data/"jobs"/f"{self.name}.again"
     @property
     def params_file(self): return self.run.data/"params"/f"{self.name}.yml"
     @property
@@ -300,6 +302,11 @@ def stale(job):
     reasons += [f"output {p} changed" for p, h in record["outputs"].items() if path_sha256(job.run.root/p) != h]
     return reasons + ([f"{job.executed.name} is gone"] if not job.executed.is_file() else [])
 
+# %% ../../nbs/appendix/A12_jobs.ipynb #due
+def due(job):
+    "Why a job should run: the reasons of `stale`, and what it could not have last time and may have now."
+    return stale(job) or ([f"not to be had last time: {job.again.read_text()}"] if job.again.is_file() else [])
+
 # %% ../../nbs/appendix/A12_jobs.ipynb #page_stale
 def page_stale(job):
     "Whether the lesson's page must be made again although what the job computed still holds."
@@ -307,8 +314,8 @@ def page_stale(job):
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #plan
 def plan(jobs, dry=False):
-    "The jobs that are stale; unless `dry`, their stamps are removed and those of the others made."
-    again = [job for job in jobs if stale(job) or page_stale(job)]
+    "The jobs that are due; unless `dry`, their stamps are removed and those of the others made."
+    again = [job for job in jobs if due(job) or page_stale(job)]
     for job in [] if dry else jobs:
         if job in again: job.stamp.unlink(missing_ok=True)
         elif not job.stamp.exists(): write_text(job.stamp, "")

@@ -20,17 +20,20 @@ from .notebooks import (
     cell_kind, directives, import_nbformat, module_name, notebook_cells, notebook_parameters)
 
 # %% ../../nbs/appendix/A14_page.ipynb #templates
-TEMPLATES = Path(__file__).parent/"templates" if "__file__" in globals() else Path("../../deescal/engine/templates")
+TEMPLATES = (Path(__file__).parent/"templates" if "__file__" in globals()
+             else Path("../../deescal/engine/templates"))
 
 def environment():
     "Jinja2 with our templates; every value is escaped."
     import jinja2
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
-                              lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True, undefined=jinja2.StrictUndefined)
 
 def page(template, **values):
     "A whole page: the template inside our frame, with the style sheet in it."
-    return environment().get_template(template).render(style=(TEMPLATES/"style.css").read_text(), **values)
+    return environment().get_template(template).render(
+        style=(TEMPLATES/"style.css").read_text(), **values)
 
 # %% ../../nbs/appendix/A14_page.ipynb #lesson_cells
 def read_executed(path):
@@ -40,7 +43,8 @@ def read_executed(path):
 
 # %% ../../nbs/appendix/A14_page.ipynb #page_cells
 def lesson_cells(notebook, executed, params=None):
-    "The cells of a lesson's page: those of the `notebook` as it is, with the outputs of the notebook `executed`."
+    """The cells of a lesson's page: those of the `notebook` as it is, with the outputs of the
+    notebook `executed`."""
     shown = {c["id"]: c.get("outputs", []) for c in executed["cells"]}
     given = {k: v for k, v in (params or {}).items()
              if k in (p := notebook_parameters(notebook)) and v != p[k].default}
@@ -64,14 +68,17 @@ TAGS = frozenset((
 ATTRIBUTES = {"*": ["class", "id"], "a": ["href", "title"], "td": ["align"], "th": ["align"]}
 
 def clean_html(html):
-    "HTML with harmless tags only; a style sheet of an output (a table's) is dropped, everything else becomes text."
+    """HTML with harmless tags only; a style sheet of an output (a table's) is dropped,
+    everything else becomes text."""
     import bleach
     html = html.decode() if isinstance(html, bytes) else str(html)
-    return bleach.clean(re.sub(r"<style\b.*?</style>", "", html, flags=re.S | re.I), tags=TAGS, attributes=ATTRIBUTES)
+    return bleach.clean(
+        re.sub(r"<style\b.*?</style>", "", html, flags=re.S | re.I), tags=TAGS, attributes=ATTRIBUTES)
 
 # %% ../../nbs/appendix/A14_page.ipynb #to_html
 def to_html(cells, title, name=""):
-    "The cells of a lesson as one page. nbconvert makes HTML of prose, code and outputs, and cleans what is shown."
+    """The cells of a lesson as one page. nbconvert makes HTML of prose, code and outputs, and
+    cleans what is shown."""
     nbformat = import_nbformat()
     v4 = nbformat.v4
     from nbconvert import HTMLExporter
@@ -84,11 +91,13 @@ def to_html(cells, title, name=""):
             one = v4.new_code_cell(c["source"], id=f"c{i}", metadata=mark)
             one.outputs = [nbformat.from_dict(o) for o in c["outputs"]]
             nb.cells.append(one)
-    exporter = HTMLExporter(template_name="lesson", extra_template_basedirs=[str(TEMPLATES)],
-                            exclude_input_prompt=True, exclude_output_prompt=True, sanitize_html=True)
+    exporter = HTMLExporter(
+        template_name="lesson", extra_template_basedirs=[str(TEMPLATES)],
+        exclude_input_prompt=True, exclude_output_prompt=True, sanitize_html=True)
     exporter.register_filter("clean_html", clean_html)
     body = exporter.from_notebook_node(nb)[0]
-    body = re.sub(r'<a href="[^"/]+\.ipynb">(.*?)</a>', r"\1", body)  # notebooks do not lie beside pages
+    # notebooks do not lie beside pages
+    body = re.sub(r'<a href="[^"/]+\.ipynb">(.*?)</a>', r"\1", body)
     return page("lesson.html.j2", title=title, body=body, name=name,
                 colours=HtmlFormatter(style="friendly").get_style_defs(".highlight"))
 
@@ -100,7 +109,9 @@ def figure_address(path):
 def report_html(folder, links):
     "The report of the figure folder of a run as one page; `links` are (text, address)."
     report = json.loads((folder/"report.json").read_text())
-    return page("report.html.j2", report=report, links=links, figure=lambda name: figure_address(folder/f"{name}.svg"))
+    return page(
+        "report.html.j2", report=report, links=links,
+        figure=lambda name: figure_address(folder/f"{name}.svg"))
 
 # %% ../../nbs/appendix/A14_page.ipynb #finish
 def _made_from(path):
@@ -121,13 +132,17 @@ def _write_page(path, made_from, html):
 # %% ../../nbs/appendix/A14_page.ipynb #layout
 def layout_sha256():
     "What pages are made with: the templates and the code here."
-    return digest(*(path_sha256(p) for p in sorted(TEMPLATES.rglob("*")) if p.is_file()), path_sha256(Path(__file__)))
+    return digest(
+        *(path_sha256(p) for p in sorted(TEMPLATES.rglob("*")) if p.is_file()),
+        path_sha256(Path(__file__)))
 
 # %% ../../nbs/appendix/A14_page.ipynb #render_lesson
 def render_lesson(notebook, executed, html, title, params=None):
-    "Render the page of a lesson from its notebook and the executed one; returns whether it was made anew."
+    """Render the page of a lesson from its notebook and the executed one; returns whether it was
+    made anew."""
     cells = list(lesson_cells(notebook, read_executed(executed), params))
-    return _write_page(html, digest(cells, title, layout_sha256()), lambda: to_html(cells, title, notebook.stem))
+    return _write_page(
+        html, digest(cells, title, layout_sha256()), lambda: to_html(cells, title, notebook.stem))
 
 # %% ../../nbs/appendix/A14_page.ipynb #render_run
 def render_job(job):
@@ -136,14 +151,18 @@ def render_job(job):
         job.notebook, job.executed, job.executed.with_suffix(".html"), job.name, job.params)
 
 def render_run(jobs):
-    "Render the pages of a run's finished jobs, its report and its cards: the names of those that were made anew."
+    """Render the pages of a run's finished jobs, its report and its cards: the names of those
+    that were made anew."""
     run, made = jobs[0].run, [job.name for job in jobs if render_job(job)]
     for name, shown_as in (("README.md", "data_card.md"), ("croissant.json", "croissant.json")):
         if (run.folder("export", "")/name).is_file():
             write_text(run.figures/shown_as, (run.folder("export", "")/name).read_text())
-    for card in run.folder("cards", "").glob("*.md"): write_text(run.figures/"cards"/card.name, card.read_text())
+    for card in run.folder("cards", "").glob("*.md"):
+        write_text(run.figures/"cards"/card.name, card.read_text())
     if (run.figures/"report.json").is_file():
-        links = [(j.name, f"notebooks/{j.name}.html") for j in jobs if j.executed.with_suffix(".html").is_file()]
+        links = [
+            (j.name, f"notebooks/{j.name}.html")
+            for j in jobs if j.executed.with_suffix(".html").is_file()]
         figures = [path_sha256(p) for p in sorted(run.figures.glob("*.svg"))]
         made_from = digest(path_sha256(run.figures/"report.json"), figures, links, layout_sha256())
         if _write_page(run.figures/"report.html", made_from, lambda: report_html(run.figures, links)):
@@ -152,13 +171,15 @@ def render_run(jobs):
 
 # %% ../../nbs/appendix/A14_page.ipynb #lesson_page
 def lesson_page(name, root=None):
-    "Execute the lesson `name`, which is no stage, and render figures/lessons/<name>.html; whether it was made anew."
+    """Execute the lesson `name`, which is no stage, and render figures/lessons/<name>.html;
+    whether it was made anew."""
     root = root or project_root()
     path = find_notebook(name, root)
     html, kinds = root/"figures"/"lessons"/f"{path.stem}.html", kinds_to_run(True, False)
     sources = [c["source"] for c in notebook_cells(path) if cell_kind(c) in kinds]
     used = set().union({module_name(path)}, *(imported_modules(ast.parse(s), "") for s in sources))
-    made_from = digest([c["source"] for c in notebook_cells(path)], import_closure(used, root), layout_sha256())
+    made_from = digest(
+        [c["source"] for c in notebook_cells(path)], import_closure(used, root), layout_sha256())
     if _made_from(html) == made_from: return False
     cells = list(lesson_cells(path, _run_lesson(path, kinds)))
     return _write_page(html, made_from, lambda: to_html(cells, path.stem, path.stem))
@@ -168,14 +189,17 @@ def _run_lesson(path, kinds):
     "The notebook as executed by papermill; a cell that fails is a `DeescalError`."
     import_nbformat()
     import papermill
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # progress bars are text here
+    # progress bars are text here
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     with tempfile.TemporaryDirectory() as folder:
         try:
             nb = papermill.execute_notebook(
-                prepare_notebook(path, kinds), f"{folder}/executed.ipynb", kernel_name="python3", cwd=str(path.parent),
+                prepare_notebook(path, kinds), f"{folder}/executed.ipynb",
+                kernel_name="python3", cwd=str(path.parent),
                 progress_bar=False, log_output=False, extra_arguments=["--log-level=50"])
         except papermill.PapermillExecutionError as e:
-            raise DeescalError(f"{path.stem} stopped: {e.ename.split('.')[-1]}: {e.evalue}", where=path,
-                               remedy="open it in JupyterLab and run it to that cell") from e
+            raise DeescalError(
+                f"{path.stem} stopped: {e.ename.split('.')[-1]}: {e.evalue}", where=path,
+                remedy="open it in JupyterLab and run it to that cell") from e
     for c in nb.cells: c.outputs = settle_streams(c.outputs) if "outputs" in c else []
     return nb
