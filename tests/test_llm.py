@@ -77,63 +77,6 @@ def test_a_pause_grows_is_bounded_and_never_shorter_than_asked_for(attempt, asks
         and waits <= (asks + 1.5 if asks is not None else 1.5 * door.longest_wait))
     if asks is None: assert waits >= 0.5 * min(2 ** (attempt - 1), door.longest_wait)
 
-# %% ../nbs/00b_llm.ipynb #prices_test
-def test_our_prices_are_those_of_an_independent_table():
-    from genai_prices import Usage, calc_price
-    for model, price in read_prices().items():
-        if model == "gemini-3.8-flash": continue  # its price there depends on the day
-        theirs = calc_price(
-            Usage(input_tokens=9000, output_tokens=700, input_audio_tokens=4000),
-            model_ref=model,
-            provider_id="google").total_price
-        assert call_cost(price, 9000, 700, 4000) == pytest.approx(float(theirs)), model
-
-def test_a_broken_table_of_prices_is_an_error_that_names_it(tmp_path):
-    for text in ("", "model,input\nx,1\n", "model,input,output,audio\nx,one,2,3\n"):
-        (tmp_path/"p.csv").write_text(text)
-        if text:
-            with pytest.raises(InputError, match="p.csv"): read_prices(tmp_path/"p.csv")
-    with pytest.raises(InputError, match="none.csv"): read_prices(tmp_path/"none.csv")
-
-# %% ../nbs/00b_llm.ipynb #budget_test
-@given(
-    st.lists(st.tuples(st.integers(1, 900), st.floats(0, 1)), max_size=60),
-    st.integers(1, 3000),
-    st.integers(1, 8))
-def test_a_budget_is_never_passed_whatever_comes_back_when(calls, limit, at_once):
-    budget, on_the_way = Budget(tokens=limit, money=limit / 1e6), []
-    for tokens, share in calls:
-        need = (1, tokens, tokens / 1e6)
-        if budget.fits(need):
-            budget.add(need)
-            on_the_way.append((need, share))
-        if len(on_the_way) > at_once:
-            (n, share), on_the_way = on_the_way[0], on_the_way[1:]
-            budget.add(n, -1)
-            budget.add((1, int(n[1] * share), int(n[1] * share) / 1e6))
-        assert budget.spent[1] <= limit and budget.spent[2] <= limit / 1e6
-
-# %% ../nbs/00b_llm.ipynb #store_test
-def test_what_is_kept_is_read_again_and_can_be_forgotten(tmp_path):
-    for number, keys in (("ab1", ["v1", "v2"]), ("cd2", ["v3"])):
-        write_entry(tmp_path, number, {
-            "keys": keys, "calls": [_BLANK | {"outcome": "ok", "text": "ü"}]})
-    assert read_entry(tmp_path, "ab1")["calls"][0]["text"] == "ü"
-    assert read_entry(tmp_path, "ef3") == read_entry("", "ab1") == {"keys": [], "calls": []}
-    assert forget_answers(tmp_path, lambda key: key == "v2") == 1
-    assert [p.name for p in tmp_path.rglob("*.json")] == ["cd2.json"]
-
-def test_a_broken_answer_and_a_call_on_its_way_are_not_taken_for_answers(tmp_path):
-    mark_sent(tmp_path, "ab1", 0)
-    assert [c["outcome"] for c in read_entry(tmp_path, "ab1")["calls"]] == ["unknown"]
-    entry = {"keys": ["v1"], "calls": [_BLANK | {"outcome": "ok", "text": "a"}]}
-    write_entry(tmp_path, "ab1", entry)
-    mark_sent(tmp_path, "ab1", 0)  # as after a kill between the answer and the end of its sign
-    assert read_entry(tmp_path, "ab1") == entry and not list(tmp_path.rglob("*.sent"))
-    for text in ("", '{"keys": []}', "[1]", '{"keys": 1, "calls": [2]}'):
-        entry_path(tmp_path, "ab1").write_text(text)
-        with pytest.raises(InputError, match="asked for again"): read_entry(tmp_path, "ab1")
-
 # %% ../nbs/00b_llm.ipynb #all_test
 def test_without_a_model_each_question_gets_its_error_and_nothing_is_loaded():
     code = ("import sys; from deescal.llm import *; from pydantic import BaseModel\n"

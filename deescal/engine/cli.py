@@ -20,7 +20,7 @@ from .execute import could_send, run_job
 from .forget import forget
 from .files import atomic_folder, project_root, write_text
 from .jobs import (
-    job_after, job_reads, job_writes, left_out, page_stale, resolve, stale, write_manifest)
+    due, job_after, job_reads, job_writes, left_out, page_stale, resolve, stale, write_manifest)
 from .lesson import assert_exported
 from .notebooks import lessons, tagged
 from .page import lesson_page, render_run

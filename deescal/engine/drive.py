@@ -13,7 +13,7 @@ import contextlib, datetime, json, os, shutil, signal, subprocess, sys, time
 from .errors import DeescalError, host_error
 from .execute import job_log, read_failure
 from .files import atomic, write_text
-from .jobs import job_after, lock, page_stale, read_record, resolve, stale
+from .jobs import due, job_after, lock, page_stale, read_record, resolve
 from .locks import held, killed, release
 from .page import render_job
 from .provenance import gpus
