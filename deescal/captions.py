@@ -8,6 +8,7 @@ __all__ = ['CAPTION_FAULTS', 'CAPTIONS', 'MAX_CAPTION_BYTES', 'CaptionError', 'p
 
 # %% ../nbs/01b_captions.ipynb #imports
 import html, re
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -148,14 +149,15 @@ _REASONS = {
     "InvalidVideoId": "video_unavailable", "VideoUnplayable": "video_unavailable", "AgeRestricted": "video_restricted",
     "PoTokenRequired": "captions_blocked"}
 
-def limited_session(session, max_bytes=MAX_CAPTION_BYTES):
+def limited_session(session, max_bytes=MAX_CAPTION_BYTES, seconds=30):
     """A requests session whose answers may not be larger than `max_bytes`; larger ones are a
-    `CaptionError`."""
+    `CaptionError`. It waits `seconds` for a server, at most."""
     def limit(response, *_, **__):
         body = response.raw.read(max_bytes + 1, decode_content=True)
         if len(body) > max_bytes: raise CaptionError("captions_too_large", "the platform's answer")
         response._content = body
     session.hooks["response"].append(limit)
+    session.request = partial(session.request, timeout=seconds)  # or a silent server holds us for ever
     return session
 
 def fetch_captions(platform_id, session, languages=("en",)):

@@ -49,7 +49,9 @@ _HEADINGS = re.compile(r"""
 def neutral(text):
     """`text` of which nothing can be taken for a token or a heading of the prompt;
     twice is the same as once."""
-    text = _TOKENS.sub(" ", visible(text)).replace("<", "‹").replace(">", "›")
+    text, before = visible(text), None
+    while text != before: before, text = text, _TOKENS.sub(" ", text)  # shorter each time
+    text = text.replace("<", "‹").replace(">", "›")
     return _HEADINGS.sub(r"\1 - ", _BRACKETS.sub(r"(\1)", text))
 
 # %% ../nbs/00a_fence.ipynb #empty

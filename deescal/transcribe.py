@@ -56,7 +56,7 @@ def text_frames(text):
             pl.DataFrame(words, schema=CUE_WORDS, orient="row"))
 
 # %% ../nbs/02_transcribe.ipynb #judge_cues
-_NOTE = r"^\s*[\[(♪].*[\])♪]\s*$|^[\s♪.…-]*$"
+_NOTES = r"\[[^\]]*\]|\([^)]*\)|♪[^♪]*(?:♪|$)"  # what a captioner notes: [Music], (sighs), ♪ a song ♪
 
 CLOCKS_DIFFER = 0.25  # seconds, by which the times of captions and of a voice detector may be apart
 
@@ -71,8 +71,9 @@ def judge_cues(
         start, end = cues["start_s"].to_numpy(), cues["end_s"].to_numpy()
         near = seconds_of_voice(voice, start - CLOCKS_DIFFER, end + CLOCKS_DIFFER)
         silent = pl.Series("silent", near < np.minimum(CLOCKS_DIFFER, (end - start) / 2) + 1e-6)
+    only_notes = ~pl.col("text").str.replace_all(_NOTES, "").str.contains(r"[\p{L}\p{N}]")
     judged = cues.with_columns(left, silent, signal_reason()).with_columns(
-        reason=pl.when(pl.col("text").str.contains(_NOTE)).then(pl.lit("note"))
+        reason=pl.when(only_notes).then(pl.lit("note"))
         .when(pl.col("reason").is_not_null()).then("reason")
         .when("silent").then(pl.lit("no_voice"))
         .when(pl.col("left") == "").then(pl.lit("loop"))

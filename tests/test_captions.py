@@ -192,3 +192,10 @@ def test_no_network_is_a_reason():
     session.trust_env = False
     session.mount("https://www.youtube.com", ToLoopback(9))
     assert reason_of(fetch_captions, "abcdefghijk", session) == "captions_failed"
+
+def test_a_server_that_says_nothing_does_not_hold_us_for_ever():
+    import socket
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection, and is silent
+        session = limited_session(requests.Session(), seconds=0.2)
+        with pytest.raises(requests.Timeout):
+            session.get(f"http://127.0.0.1:{silent.getsockname()[1]}/")

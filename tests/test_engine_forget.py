@@ -72,6 +72,15 @@ def test_a_forgotten_video_is_remembered_without_its_name(tmp_path):
     for p in (run.data/"tables").glob("*"): p.unlink()
     check_video(run, first)  # a second time, as after a kill, finishes the work
 
+def test_a_word_that_somebody_says_is_no_name(tmp_path):
+    run = Run("words", root=tmp_path)
+    ids = ["stop_motorcycles", "stop_other"]
+    (run.data/"tables").mkdir(parents=True)
+    pl.DataFrame({"scenario_id": ids, "text": ["Stop.", "I love motorcycles."]}).write_parquet(
+        run.table_path("turns"))
+    assert list(forget_rows(run, marks(run, ids[0])).values()) == [1]
+    assert pl.read_parquet(run.table_path("turns"))["scenario_id"].to_list() == ids[1:]
+
 def test_a_name_that_only_begins_alike_is_another_video(tmp_path):
     run, first, _ = a_run(tmp_path)
     pl.DataFrame({"scenario_id": ["tiktok_1", "tiktok_12", "tiktok_1_more"]}).write_parquet(run.table_path("groups"))

@@ -71,6 +71,15 @@ def test_the_words_are_the_text(texts):
         == " ".join(judged.filter("kept")["text"]).split()
     )
 
+@pytest.mark.parametrize("text, reason", [
+    ("[Music]", "note"), ("♪ la la ♪", "note"), ("♪ la la", "note"), ("[Music] (sighs)", "note"), ("...", "note"),
+    ("[Music] put your hands up [Applause]", None), ("(Officer) get out of the car (now)", None),
+    ("[Officer]: Stop.", None), ("停下", None)])
+def test_what_is_said_between_two_notes_is_kept(text, reason):
+    cues = pl.DataFrame({"start_s": [0.0], "end_s": [2.0], "text": [text]}).with_columns(
+        *(pl.lit(None, pl.Float64).alias(c) for c in SIGNALS))
+    assert judge_cues(cues)["reason"].to_list() == [reason]
+
 # %% ../nbs/02_transcribe.ipynb #video_test
 def transcript(row, root=None, hear=None, ask=None, **hearing):
     root = root or project_root()

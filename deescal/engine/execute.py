@@ -152,7 +152,7 @@ def _cell_error(job, notebook, error):
     executed up to it."""
     name = error.ename.split(".")[-1]
     told = _may_quote(job) or _is_ours(name)
-    if not told: _hide_words(notebook)
+    if not _may_quote(job): _hide_words(notebook, told)
     said = f"{name}: {error.evalue}" if told else (
         f"{name} (what it says is not shown, since it may quote dialogue)")
     return DeescalError(
@@ -174,16 +174,17 @@ def _is_ours(name):
     return name in {c.__name__ for c in (DeescalError, *DeescalError.__subclasses__())}
 
 # %% ../../nbs/appendix/A13_execute.ipynb #hide_words
-def _hide_words(path):
-    """Take the words of an error out of the notebook at `path`; its kind, and the code that
-    failed, stay."""
+def _hide_words(path, told):
+    """Take the words of an error out of the notebook at `path`, and those of the errors behind it. What stays is its
+    kind, the lines of code that failed and, where the error's own words are ours (`told`), those."""
     nbformat = import_nbformat()
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
         for o in c.get("outputs", []):
             if o.output_type == "error":
-                o.evalue = "(not shown: it may quote dialogue)"
-                o.traceback = [line for line in o.traceback[:-1]] + [f"{o.ename}: {o.evalue}"]
+                if not told: o.evalue = "(not shown: it may quote dialogue)"
+                frames = [t for t in o.traceback if re.match(r"(\x1b\[[\d;]*m)*(File|Cell In)\b", t)]
+                o.traceback = [*frames, f"{o.ename}: {o.evalue}"]
     nbformat.write(nb, path)
 
 # %% ../../nbs/appendix/A13_execute.ipynb #kernel_error
