@@ -40,8 +40,7 @@ def resolve_source(
     if source in REGISTRY: return "hub", REGISTRY[source][0]
     folder = Path(root)/os.path.expanduser(source)
     if (folder/"config.json").is_file(): return "folder", str(folder)
-    if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not folder.exists():
-        return "hub", source
+    if source.count("/") == 1 and not source.startswith((".", "/", "~")) and not folder.exists(): return "hub", source
     raise InputError(
         f"{source!r} is no model",
         where="models" + (f": {folder} has no config.json" if folder.is_dir() else ""),
@@ -50,36 +49,30 @@ def resolve_source(
 
 # %% ../nbs/08d_base.ipynb #tiny
 def tiny_model(tokenizer, layers, width, length, seed):
-    """A Qwen2 model with random weights for `tokenizer`: `layers` blocks, vectors of `width`
-    numbers (a multiple of 64)."""
+    "A Qwen2 model with random weights for `tokenizer`: `layers` blocks, vectors of `width` numbers (a multiple of 64)."
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
     if width % 64:
-        raise DeescalError(f"a width of {width}", where="base.width",
-                           remedy="choose a multiple of 64")
+        raise DeescalError(f"a width of {width}", where="base.width", remedy="choose a multiple of 64")
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width,
-        num_hidden_layers=layers, num_attention_heads=width // 32, num_key_value_heads=width // 64,
-        max_position_embeddings=4 * length,
-        initializer_range=width ** -0.5,  # 0.02 is for widths of thousands: too small here
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=width // 32, num_key_value_heads=width // 64, max_position_embeddings=4 * length,
+        initializer_range=width ** -0.5,  # the usual 0.02 is for thousands of numbers, and lets little through here
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id))
 
 # %% ../nbs/08d_base.ipynb #load
 def base_source(folder):
-    """What a base folder holds: the dictionary of its `source.json`, with `where`
-    the place to load from."""
+    "What a base folder holds: the dictionary of its `source.json`, with `where` the place to load from."
     source = json.loads((Path(folder)/"source.json").read_text())
     return source | {"where": str(folder) if source["kind"] == "tiny" else source["where"]}
 
-# %% ../nbs/08d_base.ipynb #load_tokenizer
 def load_tokenizer(folder):
     "The tokenizer of a base folder."
     from transformers import AutoTokenizer
     source = base_source(folder)
-    return AutoTokenizer.from_pretrained(source["where"], revision=_revision(source),
-                                         trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(source["where"], revision=_revision(source), trust_remote_code=False)
 
 def _revision(source): return source["revision"] if source["kind"] == "hub" else None
 
@@ -87,91 +80,74 @@ def _revision(source): return source["revision"] if source["kind"] == "hub" else
 def compute_dtype():
     "Numbers to compute in: bfloat16 on a GPU that has it, float32 elsewhere."
     import torch
-    return (
-        torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        else torch.float32)
+    return torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
 
 # %% ../nbs/08d_base.ipynb #model_class
 def model_class(config):
-    """The class that loads a model of this configuration: a causal language model, alone or with
-    eyes; None if it is neither."""
+    """The class that loads a model of this configuration: a causal language model, alone or with eyes;
+    None if it is neither."""
     import transformers
     kinds = (transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText)
     return next((k for k in kinds if type(config) in k._model_mapping), None)
 
 # %% ../nbs/08d_base.ipynb #load_base
 def load_base(folder, dtype=None):
-    """The model of a base folder, its linear layers in NF4 with double quantisation (Dettmers et
-    al. 2023, 2305.14314)."""
+    "The model of a base folder, its linear layers in NF4 with double quantisation (Dettmers et al. 2023, 2305.14314)."
     import torch, transformers
     quiet()
     source, dtype = base_source(folder), dtype or compute_dtype()
     if source["kind"] == "folder" and path_sha256(source["where"]) != source["revision"]:
         raise InputError("a model has changed since this run looked at it", where=source["where"],
-                         remedy="run it again: the change is noticed, and what depends on it is "
-                                "made anew")
+                         remedy="run it again: the change is noticed, and what depends on it is made anew")
     config = transformers.AutoConfig.from_pretrained(
         source["where"], revision=_revision(source), trust_remote_code=False)
     model = model_class(config).from_pretrained(
-        source["where"], revision=_revision(source), trust_remote_code=False, use_safetensors=True,
-        dtype=dtype, device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
+        source["where"], revision=_revision(source), trust_remote_code=False, use_safetensors=True, dtype=dtype,
+        device_map={"": 0} if torch.cuda.is_available() else {"": "cpu"},
         quantization_config=transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype))
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype))
     for layer in model.modules():
-        # On some processors bitsandbytes would turn the weights, at the first validation, into a
-        # form that only infers: from then on training would go on without the gradients of these
-        # layers, and from other values of the base.
+        # On some processors bitsandbytes would turn the weights, at the first validation, into a form that only infers:
+        # from then on training would go on without the gradients of these layers, and from other values of the base.
         if hasattr(layer, "support_avx512bf16_for_cpu"): layer.support_avx512bf16_for_cpu = False
     return model
 
 # %% ../nbs/08d_base.ipynb #check_model
 def attach_to(model, source):
-    """Names of the linear layers in `model` that an adapter attaches to; `DeescalError` where it
-    has none of them."""
+    "Names of the linear layers in `model` that an adapter attaches to; `DeescalError` where it has none of them."
     here = {name.split(".")[-1] for name, _ in model.named_modules()}
-    wanted = (
-        REGISTRY[source][1] if source in REGISTRY else FUSED if "qkv_proj" in here
-        else PROJECTIONS)
+    wanted = REGISTRY[source][1] if source in REGISTRY else FUSED if "qkv_proj" in here else PROJECTIONS
     missing = [m for m in wanted if m not in here]
     if missing:
         raise DeescalError(
             f"{type(model).__name__} has no {', '.join(missing)}", where=f"models: {source}",
-            remedy="its layers have other names: add it to REGISTRY in 08d_base with the names "
-                   "that it has")
+            remedy="its layers have other names: add it to REGISTRY in 08d_base with the names that it has")
     return list(wanted)
 
 # %% ../nbs/08d_base.ipynb #check_model_itself
 def check_model(config, tokenizer, source, folder=None):
-    """Refuse a model that would fail later, judged by its configuration and, in a `folder`, by its
-    weights; returns its size."""
+    """Refuse a model that would fail later, judged by its configuration and, in a `folder`, by its weights;
+    returns its size."""
     import torch
     from safetensors import SafetensorError, safe_open
     def fail(what, remedy):
-        raise InputError(f"the model {source!r} {what}", where=str(folder or f"models: {source}"),
-                         remedy=remedy)
+        raise InputError(f"the model {source!r} {what}", where=str(folder or f"models: {source}"), remedy=remedy)
     kind = model_class(config)
     if kind is None:
-        fail(f"({type(config).__name__}) is no language model that answers",
-             "choose one for causal language modelling")
-    if (getattr(config, "quantization_config", None) or {}).get(
-            "quant_method", "bitsandbytes") != "bitsandbytes":
-        fail("is quantised in another way already",
-             "name its variant in bfloat16: QLoRA quantises by itself")
-    with torch.device("meta"): empty = kind.from_config(config)  # no weights, only shapes
+        fail(f"({type(config).__name__}) is no language model that answers", "choose one for causal language modelling")
+    if (getattr(config, "quantization_config", None) or {}).get("quant_method", "bitsandbytes") != "bitsandbytes":
+        fail("is quantised in another way already", "name its variant in bfloat16: QLoRA quantises by itself")
+    with torch.device("meta"): empty = kind.from_config(config)  # the architecture without its weights
     attach_to(empty, source)
     if len(tokenizer) > config.get_text_config().vocab_size:
         fail(f"has {config.get_text_config().vocab_size} embeddings for {len(tokenizer)} tokens",
              "use the tokenizer it was trained with")
     if folder:
         files = sorted(Path(folder).glob("model*.safetensors"))
-        if not files:
-            fail("has no weights in safetensors",
-                 "convert them: files that can hold code are not loaded")
+        if not files: fail("has no weights in safetensors", "convert them: files that can hold code are not loaded")
         for f in files:
             try: safe_open(f, "pt").keys()
-            except (SafetensorError, OSError) as e:
-                fail(f"has a damaged file, {f.name}: {e}", "copy it again")
+            except (SafetensorError, OSError) as e: fail(f"has a damaged file, {f.name}: {e}", "copy it again")
     return empty.num_parameters()
 
 # %% ../nbs/08d_base.ipynb #check_length
@@ -180,13 +156,11 @@ def check_length(base, length):
     known = base_source(base).get("positions") or length
     if length > known:
         raise DeescalError(
-            f"a window of {length} tokens", where="length",
-            remedy=f"the model knows {known} positions: choose no more")
+            f"a window of {length} tokens", where="length", remedy=f"the model knows {known} positions: choose no more")
 
 # %% ../nbs/08d_base.ipynb #describe
 def describe_base(model, source, root):
-    """One row of the table `bases` for a model of the hub or in a folder, and the dictionary for
-    its `source.json`."""
+    "One row of the table `bases` for a model of the hub or in a folder, and the dictionary for its `source.json`."
     import transformers
     kind, where = resolve_source(source, root)
     try:
@@ -194,15 +168,12 @@ def describe_base(model, source, root):
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as e:
         raise InputError(
-            f"the model {source!r} cannot be had: {str(e).splitlines()[0]}",
-            where=f"models: {where}",
-            remedy="log in with `hf auth login` where it is gated, fetch it with `hf download` "
-                   "where there is no network later, or take it out of the section models") from e
+            f"the model {source!r} cannot be had: {str(e).splitlines()[0]}", where=f"models: {where}",
+            remedy="log in with `hf auth login` where it is gated, fetch it with `hf download` where there is no "
+                   "network later, or take it out of the section models") from e
     text, format = config.get_text_config(), ChatFormat(tokenizer)
     parameters = check_model(config, tokenizer, source, where if kind == "folder" else None)
-    revision = (
-        path_sha256(where) if kind == "folder"
-        else getattr(config, "_commit_hash", None) or "unknown")
+    revision = path_sha256(where) if kind == "folder" else getattr(config, "_commit_hash", None) or "unknown"
     row = {"model": model, "source": source, "kind": kind, "revision": revision,
            "architecture": (config.architectures or ["unknown"])[0], "parameters": parameters,
            "vocabulary": len(tokenizer), "template": template_of(format), "note": ""}
@@ -214,22 +185,18 @@ def describe_base(model, source, root):
 def template_of(format):
     "A chat form in words: what stands around the civilian's message."
     before, after = format.around["assistant"]
-    return f"checked: {before!r} message {after!r}" + (
-        "" if "\ue002" in format.begin else "; no system role")
+    return f"checked: {before!r} message {after!r}" + ("" if "\ue002" in format.begin else "; no system role")
 
 # %% ../nbs/08d_base.ipynb #folder_facts
 def folder_facts(source, folder):
-    """What `make check` says of a folder with a model: whether weights, tokenizer
-    and chat template are there."""
+    "What `make check` says of a folder with a model: whether weights, tokenizer and chat template are there."
     lacks = []
     if not list(folder.glob("model*.safetensors")):
         lacks.append("no weights in safetensors (files that can hold code are not loaded)")
-    config, words = folder/"tokenizer_config.json", (
-        "tokenizer.json", "tokenizer.model", "vocab.json")
+    config, words = folder/"tokenizer_config.json", ("tokenizer.json", "tokenizer.model", "vocab.json")
     if not config.is_file() or not any((folder/f).is_file() for f in words):
         lacks.append("no tokenizer (tokenizer_config.json and tokenizer.json)")
-    elif (not (folder/"chat_template.jinja").is_file()
-          and "chat_template" not in json.loads(config.read_text())):
+    elif not (folder/"chat_template.jinja").is_file() and "chat_template" not in json.loads(config.read_text()):
         lacks.append("no chat template: choose a model that was made to chat (-Instruct, mostly)")
     if lacks: return "MISSING", f"model {source}", "; ".join(lacks)
     return "ok", f"model {source}", "a folder"
@@ -246,10 +213,8 @@ def facts(job):
     from huggingface_hub.constants import HF_HUB_OFFLINE
     if isinstance(try_to_load_from_cache(where, "config.json"), str):
         return [("ok", f"model {where}", "in the hub's cache")]
-    if HF_HUB_OFFLINE:
-        return [("MISSING", f"model {where}", "not in the hub's cache, and HF_HUB_OFFLINE is set")]
-    return [("ok", f"model {where}",
-             "will be fetched from the hub; a gated one needs `hf auth login`")]
+    if HF_HUB_OFFLINE: return [("MISSING", f"model {where}", "not in the hub's cache, and HF_HUB_OFFLINE is set")]
+    return [("ok", f"model {where}", "will be fetched from the hub; a gated one needs `hf auth login`")]
 
 # %% ../nbs/08d_base.ipynb #egress
 def egress(job):
@@ -257,38 +222,31 @@ def egress(job):
     source, encoder = job.params.get("source") or "tiny", job.params.get("encoder", "minilm")
     try: named = resolve_source(source, job.run.root)[0] == "hub"
     except InputError: named = False  # nothing that could be loaded
-    return (
-        [hub_host()] if named or encoder != "minilm" and not job.run.path(encoder).is_dir() else [])
+    return [hub_host()] if named or encoder != "minilm" and not job.run.path(encoder).is_dir() else []
 
 # %% ../nbs/08d_base.ipynb #make
 def make_tiny(messages, split, work, out, params):
-    """Train tokenizer and model on the training split's utterances and save both in the folder
-    `out`.
+    """Train tokenizer and model on the training split's utterances and save both in the folder `out`.
 
-    Returns (row of the table `bases`, losses). `params` has vocabulary, layers, width, length,
-    steps, batch, learning_rate, report_steps and seed."""
+    Returns (row of the table `bases`, losses). `params` has vocabulary, layers, width, length, steps, batch,
+    learning_rate, report_steps and seed."""
     told = messages.join(split, on="scenario_id", maintain_order="left")
     texts = told.filter(split="train")["text"].to_list()
     tokenizer = train_tokenizer(texts, params["vocabulary"])
     form = ChatFormat(tokenizer)
-    sides = {s: utterance_documents(told.filter(split=s), form, params["length"])
-             for s in ("train", "validation")}
+    sides = {s: utterance_documents(told.filter(split=s), form, params["length"]) for s in ("train", "validation")}
     if not all(sides.values()):
         raise InputError("no utterance to train on, or none to validate with", where="table split",
                          remedy="raise examples.validation_fraction, or give more scenarios")
-    model = tiny_model(tokenizer, params["layers"], params["width"], params["length"],
-                       params["seed"])
+    model = tiny_model(tokenizer, params["layers"], params["width"], params["length"], params["seed"])
     shown = pack(sides["validation"], params["length"])
     shown = shown.select(range(min(len(shown), 64)))  # packs, enough for a loss to two digits
     model, losses, best = train(
-        model, tokenizer, pack(sides["train"], params["length"]), shown, work, params,
-        label="tiny base")
+        model, tokenizer, pack(sides["train"], params["length"]), shown, work, params, label="tiny base")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     row = {"source": "tiny", "kind": "tiny", "revision": file_sha256(Path(out)/"model.safetensors"),
-           "architecture": type(model).__name__, "parameters": model.num_parameters(),
-           "vocabulary": len(tokenizer),
+           "architecture": type(model).__name__, "parameters": model.num_parameters(), "vocabulary": len(tokenizer),
            "template": template_of(form),
-           "note": f"trained here on single utterances of the training split, {best} steps: "
-                   "its scores mean nothing"}
+           "note": f"trained here on single utterances of the training split, {best} steps: its scores mean nothing"}
     return row, losses

@@ -34,14 +34,12 @@ def small_model(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
     t = tokenizer_like("llama")
     torch.manual_seed(1)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(t), hidden_size=64, intermediate_size=128,
-                                 num_hidden_layers=1, num_attention_heads=2,
-                                 num_key_value_heads=1)).save_pretrained(tmp_path/"small")
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(t), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
+                                 num_attention_heads=2, num_key_value_heads=1)).save_pretrained(tmp_path/"small")
     t.save_pretrained(tmp_path/"small")
     return tmp_path/"small"
 
-def test_a_folder_with_another_architecture_is_described_and_loaded_in_four_bits(
-        small_model, tmp_path):
+def test_a_folder_with_another_architecture_is_described_and_loaded_in_four_bits(small_model, tmp_path):
     from bitsandbytes.nn import Linear4bit
     row, source = describe_base("small", str(small_model), tmp_path)
     assert row["architecture"] == "LlamaForCausalLM" and row["template"].startswith("checked") \
@@ -61,9 +59,8 @@ def test_the_other_families_are_checked_and_loaded_in_four_bits(family, tmp_path
     import torch, transformers
     t = tokenizer_like("gemma" if family == "Gemma2" else "phi")
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=len(t), hidden_size=64, intermediate_size=128, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=32, pad_token_id=0,
-        bos_token_id=None, eos_token_id=2)
+        vocab_size=len(t), hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=32, pad_token_id=0, bos_token_id=None, eos_token_id=2)
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(tmp_path/"m")
     t.save_pretrained(tmp_path/"m")
     row, source = describe_base("m", str(tmp_path/"m"), tmp_path)
@@ -86,8 +83,7 @@ def test_what_would_fail_later_is_refused_now(small_model, tmp_path):
     config = json.loads((small_model/"config.json").read_text())
     (small_model/"config.json").write_text(json.dumps(config | {"vocab_size": 10}))
     assert "embeddings" in why()
-    (small_model/"config.json").write_text(
-        json.dumps(config | {"model_type": "bert", "architectures": ["BertModel"]}))
+    (small_model/"config.json").write_text(json.dumps(config | {"model_type": "bert", "architectures": ["BertModel"]}))
     assert "no language model" in why() or "has no q_proj" in why()
     (small_model/"config.json").write_text(json.dumps(config))
     t = transformers.AutoTokenizer.from_pretrained(small_model)
@@ -100,22 +96,18 @@ def test_weights_that_can_hold_code_are_refused(small_model, tmp_path):
     import torch
     torch.save({}, small_model/"pytorch_model.bin")
     (small_model/"model.safetensors").unlink()
-    with pytest.raises(InputError, match="safetensors"):
-        describe_base("small", str(small_model), tmp_path)
+    with pytest.raises(InputError, match="safetensors"): describe_base("small", str(small_model), tmp_path)
 
 def test_a_model_of_the_hub_that_cannot_be_had_is_an_error_with_a_remedy(tmp_path, monkeypatch):
-    code = ("import sys; from deescal.base import describe_base; "
-            "describe_base('x', 'no-such-owner/no-such-model', '.')")
+    code = "import sys; from deescal.base import describe_base; describe_base('x', 'no-such-owner/no-such-model', '.')"
     r = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True,
-        env=dict(os.environ, HF_HUB_OFFLINE="1"))
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ, HF_HUB_OFFLINE="1"))
     assert "cannot be had" in r.stderr and "hf download" in r.stderr
 
 # %% ../nbs/08d_base.ipynb #facts_test
 def test_a_folder_that_lacks_something_is_not_ok(small_model):
     assert folder_facts("m", small_model) == ("ok", "model m", "a folder")
-    for name, word in (("chat_template.jinja", "chat template"),
-                       ("tokenizer_config.json", "tokenizer"),
+    for name, word in (("chat_template.jinja", "chat template"), ("tokenizer_config.json", "tokenizer"),
                        ("model.safetensors", "safetensors")):
         (small_model/name).unlink(missing_ok=name == "chat_template.jinja")
         if name == "chat_template.jinja":
@@ -131,8 +123,6 @@ def test_only_what_is_named_by_an_identifier_is_asked_for_at_the_hub(tmp_path):
     def out(**params): return egress(SimpleNamespace(params=params, run=run))
     (tmp_path/"mine").mkdir()
     (tmp_path/"mine"/"config.json").write_text("{}")
-    assert out() == out(source="") == out(source="tiny") == out(source="mine") == out(
-        source="no model") == []
+    assert out() == out(source="") == out(source="tiny") == out(source="mine") == out(source="no model") == []
     assert out(encoder="minilm") == out(encoder="mine") == []
-    assert out(source="qwen") == out(source="owner/name") == out(encoder="roberta-large") == [
-        hub_host()]
+    assert out(source="qwen") == out(source="owner/name") == out(encoder="roberta-large") == [hub_host()]
