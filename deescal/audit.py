@@ -109,6 +109,7 @@ PAIRS = {
     "scenario_a": pl.String, "scenario_b": pl.String, "shared": pl.Int64, "jaccard": pl.Float64,
     "containment": pl.Float64, "spread": pl.Int64}
 
+# %% ../nbs/07_audit.ipynb #near_duplicates_pairs
 def near_duplicates(
     turns,               # needs scenario_id, turn, text; or shingles as `shingles` returns them
     min_containment=0.2, # shared / the smaller
