@@ -33,7 +33,9 @@ _TOKENS = re.compile(r"""
     <\|[^<>|\n]{0,60}\|>                                         # ChatML, Llama 3, Granite, Falcon, Phi, DeepSeek
   | </?(?:s|bos|eos|pad|unk|mask|sep|cls|(?:start|end)_of_turn|think(?:ing)?|tool_call|function|sys(?:tem)?
         |user|assistant|model|human|instructions?|data|answer)(?:\s[^<>\n]{0,60})?/?>
-  | ```+ | ~~~+ | ^(?:[^\w\n]*(?:BEGIN|END)\ DATA\b)+""", re.X | re.I | re.M)
+  | ```+ | ~~~+""", re.X | re.I | re.M)
+
+_EDGES = re.compile(r"^(?:[^\w\n]*(?:BEGIN|END) DATA\b)+", re.I | re.M)
 
 _BRACKETS = re.compile(
     r"\[(/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS"
@@ -49,9 +51,8 @@ _HEADINGS = re.compile(r"""
 def neutral(text):
     """`text` of which nothing can be taken for a token or a heading of the prompt;
     twice is the same as once."""
-    text, before = visible(text), None
-    while text != before: before, text = text, _TOKENS.sub(" ", text)  # shorter each time
-    text = text.replace("<", "‹").replace(">", "›")
+    text = _TOKENS.sub(" ", visible(text)).replace("<", "‹").replace(">", "›")
+    text = _EDGES.sub(" ", text)  # after the tokens, for one of them may have stood before an edge
     return _HEADINGS.sub(r"\1 - ", _BRACKETS.sub(r"(\1)", text))
 
 # %% ../nbs/00a_fence.ipynb #empty
