@@ -46,20 +46,11 @@ def train_tokenizer(
 class ChatFormat:
     """What a tokenizer writes before and after a message of each role, and the token that ends
     the civilian's turn."""
+
     def __init__(self, tokenizer):
         self.tokenizer, eos = tokenizer, tokenizer.eos_token or ""
         if not tokenizer.chat_template: self._refuse("its tokenizer has none")
-        marks = [f"\ue000{i}\ue001" for i in range(4)]
-        chat = [
-            {"role": r, "content": m}
-            for r, m in zip(("user", "assistant", "user", "assistant"), marks)]
-        try: text = self.render([{"role": "system", "content": "\ue002"}, *chat])
-        except Exception as e:  # templates refuse by raising whatever they like
-            if "system" not in str(e).lower(): raise
-            text = self.render(chat)
-        parts = [text]
-        for m in marks: parts = [*parts[:-1], *parts[-1].split(m)]
-        if len(parts) != 5: self._refuse("it does not write each message once")
+        chat, parts = self._pieces()
         begin, after_user, after_civilian, again, end = parts
         # some end the whole chat with one more token
         if not after_civilian.startswith(end): end = end.removesuffix(eos)
@@ -78,16 +69,36 @@ class ChatFormat:
             self._refuse("the civilian's turn does not end with a special token")
         self._check()
 
-    def render(self, messages, **kw):
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, date_string=TEMPLATE_DATE, **kw)
+# %% ../nbs/08b_chat.ipynb #format_render
+@patch
+def render(self: ChatFormat, messages, **kw):
+    return self.tokenizer.apply_chat_template(
+        messages, tokenize=False, date_string=TEMPLATE_DATE, **kw)
 
-    def _refuse(self, why):
-        raise DeescalError(
-            f"this chat template cannot be used: {why}",
-            where=self.tokenizer.name_or_path or "tokenizer",
-            remedy="choose a model whose template writes one message after the other "
-                   "(an -Instruct model, mostly)")
+@patch
+def _refuse(self: ChatFormat, why):
+    raise DeescalError(
+        f"this chat template cannot be used: {why}",
+        where=self.tokenizer.name_or_path or "tokenizer",
+        remedy="choose a model whose template writes one message after the other "
+               "(an -Instruct model, mostly)")
+
+# %% ../nbs/08b_chat.ipynb #format_pieces
+@patch
+def _pieces(self: ChatFormat):
+    "A chat of four marks, and the five pieces that the template writes around them."
+    marks = [f"\ue000{i}\ue001" for i in range(4)]
+    chat = [
+        {"role": r, "content": m}
+        for r, m in zip(("user", "assistant", "user", "assistant"), marks)]
+    try: text = self.render([{"role": "system", "content": "\ue002"}, *chat])
+    except Exception as e:  # templates refuse by raising whatever they like
+        if "system" not in str(e).lower(): raise
+        text = self.render(chat)
+    parts = [text]
+    for m in marks: parts = [*parts[:-1], *parts[-1].split(m)]
+    if len(parts) != 5: self._refuse("it does not write each message once")
+    return chat, parts
 
 # %% ../nbs/08b_chat.ipynb #format_pieces
 @patch

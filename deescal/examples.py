@@ -74,6 +74,28 @@ def split_scenarios(
         .otherwise(pl.lit("train")))
     return s.select("scenario_id", "group", split=side)
 
+# %% ../nbs/08_examples.ipynb #merged
+def _merged(heard):
+    "Utterances: adjacent turns of one speaker in one role, as one text; of others, behind their label."
+    same = pl.all_horizontal(
+        pl.col(c) == pl.col(c).shift() for c in ("scenario_id", "speaker_label", "role"))
+    said = (
+        pl.when(pl.col("role") == "other")
+        .then(pl.format("{}: {}", pl.col("speaker_label"), pl.col("text")))
+        .otherwise(pl.col("text").str.strip_chars())
+    )
+    return (
+        heard.with_columns(
+            said.alias("text"), (~same.fill_null(False)).cum_sum().alias("utterance"))
+        .group_by("utterance", maintain_order=True)
+        .agg(
+            pl.col("scenario_id", "speaker_label").first(),
+            pl.col("role").first().alias("source_role"),
+            pl.col("text").str.join(" "), pl.col("turn").first().alias("first_turn"),
+            pl.col("turn").last().alias("last_turn"), pl.len().cast(pl.Int64).alias("turns"),
+        )
+    )
+
 # %% ../nbs/08_examples.ipynb #to_messages
 OTHER_MODES = ("drop", "context")
 
@@ -94,24 +116,7 @@ def to_messages(
         turns.filter(~pl.col("role").is_in(out) & (pl.col("text").str.strip_chars() != ""))
         .sort("scenario_id", "turn")
     )
-    same = pl.all_horizontal(
-        pl.col(c) == pl.col(c).shift() for c in ("scenario_id", "speaker_label", "role"))
-    said = (
-        pl.when(pl.col("role") == "other")
-        .then(pl.format("{}: {}", pl.col("speaker_label"), pl.col("text")))
-        .otherwise(pl.col("text").str.strip_chars())
-    )
-    merged = (
-        heard.with_columns(
-            said.alias("text"), (~same.fill_null(False)).cum_sum().alias("utterance"))
-        .group_by("utterance", maintain_order=True)
-        .agg(
-            pl.col("scenario_id", "speaker_label").first(),
-            pl.col("role").first().alias("source_role"),
-            pl.col("text").str.join(" "), pl.col("turn").first().alias("first_turn"),
-            pl.col("turn").last().alias("last_turn"), pl.len().cast(pl.Int64).alias("turns"),
-        )
-    )
+    merged = _merged(heard)
     role = (
         pl.when(pl.col("source_role") == "civilian")
         .then(pl.lit("assistant")).otherwise(pl.lit("user")))

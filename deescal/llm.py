@@ -424,6 +424,26 @@ async def _ask_all(door, groups, schema, budget, check, price):
         with bar: results = await asyncio.gather(*(one(n, q) for n, q in groups.items()))
     return dict(zip(groups, results))
 
+# %% ../nbs/00b_llm.ipynb #check_request
+def _check_request(door, questions):
+    "`InputError` where nothing can be asked at all: two rows of one key, or a door that lacks something."
+    if len({q.key for q in questions}) < len(questions):
+        raise InputError(
+            "two questions have the same key", "ask_all", "give each row a key of its own")
+    for what, remedy in door_lacks(door):
+        raise InputError(what, f"provider {door.provider}, model {door.model}", remedy)
+
+def _price(door, budget):
+    "The price of the model, or None; `InputError` where money is limited and cannot be counted."
+    prices = read_prices(door.prices)
+    price = prices.get(door.model, prices.get("*"))
+    if budget.money and price is None:
+        raise InputError(
+            f"no price for {door.model!r}, so money cannot be counted",
+            door.prices or PRICES,
+            "add a line for it, or limit calls and tokens instead")
+    return price
+
 # %% ../nbs/00b_llm.ipynb #ask_all
 def ask_all(
     door,
@@ -437,22 +457,12 @@ def ask_all(
     answers: key, status (ok or error), reason and detail of an error, answer (JSON of `schema`; null in an error).
     calls: every call ever made for these questions, interrupted runs included. `InputError` where `door` lacks anything."""
     questions, budget = list(questions), budget or Budget()
-    if len({q.key for q in questions}) < len(questions):
-        raise InputError(
-            "two questions have the same key", "ask_all", "give each row a key of its own")
-    for what, remedy in door_lacks(door):
-        raise InputError(what, f"provider {door.provider}, model {door.model}", remedy)
+    _check_request(door, questions)
     if door.provider == "none":
         return (
             pl.DataFrame([{"key": q.key} | _error("no_llm") for q in questions], ANSWERS),
             pl.DataFrame(schema=CALLS))
-    prices = read_prices(door.prices)
-    price = prices.get(door.model, prices.get("*"))
-    if budget.money and price is None:
-        raise InputError(
-            f"no price for {door.model!r}, so money cannot be counted",
-            door.prices or PRICES,
-            "add a line for it, or limit calls and tokens instead")
+    price = _price(door, budget)
     groups, rows = {}, {}
     for q in questions:
         if fault := sound_fault(door, q): rows[q.key] = _error("no_sound", fault)

@@ -10,6 +10,8 @@ __all__ = ['snakemake_command', 'snakemake', 'end_group', 'interrupts', 'known_s
 # %% ../../nbs/appendix/A14b_drive.ipynb #imports
 import contextlib, datetime, json, os, shutil, signal, subprocess, sys, time
 
+from fastcore.basics import patch
+
 from .errors import DeescalError, host_error
 from .execute import job_log, read_failure
 from .files import atomic, write_text
@@ -100,6 +102,7 @@ def status_line(jobs, done, running, since, known, workers=2):
 # %% ../../nbs/appendix/A14b_drive.ipynb #watch
 class Watch:
     "Prints what becomes of `jobs`, of which those named in `waiting` are run by a process."
+
     def __init__(self, jobs, waiting, since, out=None):
         self.jobs, self.since, self.out, self.known = (
             jobs, since, out or sys.stdout, known_seconds(jobs))
@@ -107,43 +110,51 @@ class Watch:
             {j.name for j in jobs} - waiting, {j.name: _changed(j.stamp) for j in jobs})
         self.last, self.said_at = set(), 0.0
 
-    def look(self):
-        "Say what has changed since the last look."
-        for job in self.jobs:
-            if job.name not in self.done and (record := self.ended(job)):
-                self.done.add(job.name)
-                self.say(f"{job.name}: {outcome(record, job.record, self.since)}")
-                # tried again, and told, at the end
-                with contextlib.suppress(DeescalError, OSError): render_job(job)
-        running = {
-            j.name: _read(j.progress) for j in self.jobs if j.name not in self.done and held(j.lock)}
-        line = status_line(
-            [j.name for j in self.jobs], self.done, running, self.since, self.known, os.cpu_count() or 1)
-        if self.out.isatty(): self.out.write("\r\033[K" + line[:shutil.get_terminal_size().columns - 1])
-        elif running and (set(running) != self.last or time.time() - self.said_at > 30): self.say(line)
-        self.last = set(running)
-        self.out.flush()
+# %% ../../nbs/appendix/A14b_drive.ipynb #watch_ended
+@patch
+def ended(self: Watch, job):
+    "The record of a job that has ended well since the start, else None."
+    record = read_record(job)
+    if not record or held(job.lock): return None
+    touched = _changed(job.stamp) not in (None, self.stamps[job.name])
+    return record if touched or started(record) >= int(self.since) else None
 
-    def ended(self, job):
-        "The record of a job that has ended well since the start, else None."
-        record = read_record(job)
-        if not record or held(job.lock): return None
-        touched = _changed(job.stamp) not in (None, self.stamps[job.name])
-        return record if touched or started(record) >= int(self.since) else None
+# %% ../../nbs/appendix/A14b_drive.ipynb #watch_say
+@patch
+def say(self: Watch, text):
+    self.out.write(("\r\033[K" if self.out.isatty() else "") + text + "\n")
+    self.said_at = time.time()
+    self.out.flush()
 
-    def say(self, text):
-        self.out.write(("\r\033[K" if self.out.isatty() else "") + text + "\n")
-        self.said_at = time.time()
-        self.out.flush()
+# %% ../../nbs/appendix/A14b_drive.ipynb #watch_look
+@patch
+def look(self: Watch):
+    "Say what has changed since the last look."
+    for job in self.jobs:
+        if job.name not in self.done and (record := self.ended(job)):
+            self.done.add(job.name)
+            self.say(f"{job.name}: {outcome(record, job.record, self.since)}")
+            # tried again, and told, at the end
+            with contextlib.suppress(DeescalError, OSError): render_job(job)
+    running = {
+        j.name: _read(j.progress) for j in self.jobs if j.name not in self.done and held(j.lock)}
+    line = status_line(
+        [j.name for j in self.jobs], self.done, running, self.since, self.known, os.cpu_count() or 1)
+    if self.out.isatty(): self.out.write("\r\033[K" + line[:shutil.get_terminal_size().columns - 1])
+    elif running and (set(running) != self.last or time.time() - self.said_at > 30): self.say(line)
+    self.last = set(running)
+    self.out.flush()
 
-    def until(self, process):
-        "Look once a second until `process` ends; returns its exit status."
-        while process.poll() is None:
-            self.look()
-            time.sleep(1)
+# %% ../../nbs/appendix/A14b_drive.ipynb #watch_until
+@patch
+def until(self: Watch, process):
+    "Look once a second until `process` ends; returns its exit status."
+    while process.poll() is None:
         self.look()
-        if self.out.isatty(): self.out.write("\r\033[K")
-        return process.returncode
+        time.sleep(1)
+    self.look()
+    if self.out.isatty(): self.out.write("\r\033[K")
+    return process.returncode
 
 # %% ../../nbs/appendix/A14b_drive.ipynb #outcome
 def will_run(jobs, why):
