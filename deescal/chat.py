@@ -72,6 +72,7 @@ class ChatFormat:
 # %% ../nbs/08b_chat.ipynb #format_render
 @patch
 def render(self: ChatFormat, messages, **kw):
+    "The text that the tokenizer's template writes for `messages` (each with role and content)."
     return self.tokenizer.apply_chat_template(
         messages, tokenize=False, date_string=TEMPLATE_DATE, **kw)
 
@@ -83,7 +84,7 @@ def _refuse(self: ChatFormat, why):
         remedy="choose a model whose template writes one message after the other "
                "(an -Instruct model, mostly)")
 
-# %% ../nbs/08b_chat.ipynb #format_pieces
+# %% ../nbs/08b_chat.ipynb #format_asked
 @patch
 def _pieces(self: ChatFormat):
     "A chat of four marks, and the five pieces that the template writes around them."

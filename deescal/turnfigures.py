@@ -44,7 +44,7 @@ def der_figure(errors):
     spoken, and the parts (s)."""
     errors = errors.sort("clip").filter(pl.col("spoken") > 0)
     fig, left = (
-        Figure(figsize=(9.5, 1.2 + 0.3 * len(errors)), layout="constrained"), np.zeros(len(errors)))
+        Figure(figsize=(9.5, 1.5 + 0.3 * len(errors)), layout="constrained"), np.zeros(len(errors)))
     ax = fig.subplots()
     for (part, colour), hatch in zip(ERROR_PARTS.items(), HATCHES):
         share = (errors[part] / errors["spoken"]).to_numpy()
@@ -56,7 +56,7 @@ def der_figure(errors):
     finding = f"{total:.0%} of the time that people speak is wrong"
     ax.set(xlabel="share of the seconds spoken", xlim=(0, max(1, left.max(initial=0))))
     ax.invert_yaxis()
-    ax.legend(frameon=False, ncols=3, loc="lower right")
+    fig.legend(frameon=False, ncols=3, loc="outside lower center")  # on the bars of a bad clip it would hide them
     fig.suptitle(finding, fontsize=11)
     worst = errors["clip"][int(left.argmax())] if len(errors) else "none"
     return fig, (f"Bars of errors by clip, missed, false alarm and confused. {finding}; "

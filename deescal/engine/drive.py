@@ -122,6 +122,7 @@ def ended(self: Watch, job):
 # %% ../../nbs/appendix/A14b_drive.ipynb #watch_say
 @patch
 def say(self: Watch, text):
+    "Write `text` as a line of its own."
     self.out.write(("\r\033[K" if self.out.isatty() else "") + text + "\n")
     self.said_at = time.time()
     self.out.flush()

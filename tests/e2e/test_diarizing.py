@@ -173,7 +173,7 @@ def test_an_answer_that_cannot_be_is_asked_again_in_halves_and_rejected_with_its
     with LLMServer(answer=answer and (lambda prompt, body: answer), fault=lambda prompt, nth: fault) as server:
         segments, why, asked = listened(server, "openai", clip, tmp_path)
     assert segments is None and asked > 1
-    assert why == reason or (reason == "not_json" and why), why
+    assert why == reason
 
 
 def test_a_loop_over_the_whole_clip_is_mended_by_halves(clip, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 "One purpose a room: what imports what, what an import may change, and which names there are."
 import ast
+import json
 import builtins
 import subprocess
 import sys
@@ -91,6 +92,12 @@ def test_the_published_length_is_written_down_once():
     found = Counter(p.name for p in modules().values() for n in ast.walk(ast.parse(p.read_text()))
                     if isinstance(n, ast.Constant) and n.value == 2048)
     assert found == {"text.py": 1}
+
+
+def test_the_cells_of_a_notebook_have_ids_of_their_own():
+    for path in sorted((ROOT/"nbs").rglob("*.ipynb")):
+        ids = Counter(c["id"] for c in json.loads(path.read_text())["cells"])
+        assert max(ids.values()) == 1, (path.name, ids.most_common(3))
 
 
 def test_a_module_is_a_room_and_not_a_hall():
