@@ -8,6 +8,20 @@ import json
 
 import pytest
 
+# %% ../nbs/appendix/A10_lesson.ipynb #hide_errors_test
+def test_of_a_chain_of_errors_only_kinds_and_code_are_told():
+    from IPython.core.ultratb import VerboseTB
+    try:
+        try: float("zebraquartz my wife")
+        except ValueError as e: raise KeyError("my quartz") from e
+    except KeyError as e: traceback = VerboseTB().structured_traceback(type(e), e, e.__traceback__)
+    assert "zebraquartz my wife" in "".join(traceback)
+    told = without_words("KeyError", "my quartz", traceback)
+    assert told[0] == HIDDEN and told[1][-1] == f"KeyError: {HIDDEN}"
+    assert not [t for t in told[1] if "could not convert" in t or t.endswith("my quartz'")]
+    ours = without_words("InputError", "no column 'url'", traceback)
+    assert ours[1][-1] == "InputError: no column 'url'" and "could not convert" not in "".join(ours[1])
+
 # %% ../nbs/appendix/A10_lesson.ipynb #lesson_test
 @pytest.fixture
 def project(tmp_path, monkeypatch):
@@ -59,7 +73,9 @@ def test_a_change_without_export_is_found(project):
     with pytest.raises(DeescalError, match="make export"): begin("01_toy", GIVEN)
 
 def test_examples_are_left_out_where_lesson_is_false(project):
-    class Shell: input_transformers_cleanup = []
+    class Shell:
+        input_transformers_cleanup = []
+        def set_custom_exc(*_): pass
     begin("01_toy", GIVEN | {"lesson": False, "get_ipython": lambda: Shell})
     [transform] = Shell.input_transformers_cleanup
     assert transform(["1 + 1"]) == [LEFT_OUT] and transform(["1 + 2"]) == ["1 + 2"]

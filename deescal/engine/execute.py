@@ -16,10 +16,9 @@ from .errors import FINAL_ERRORS, DeescalError, host_error
 from .files import atomic, digest, write_text
 from .jobs import (
     WRITTEN, due, fingerprint, job_writes, outputs, page_fingerprint, page_stale, read_record)
+from .lesson import is_ours, may_quote, without_words
 from .locks import hold, release
 from .notebooks import cell_kind, import_nbformat, notebook_cells
-from .series import STAGES
-from .tables import TABLES
 from .provenance import git_revision, hardware, versions
 
 # %% ../../nbs/appendix/A13_execute.ipynb #prepare
@@ -151,8 +150,8 @@ def _cell_error(job, notebook, error):
     """The `DeescalError` for a cell that failed: papermill's `error`, and the notebook that is
     executed up to it."""
     name = error.ename.split(".")[-1]
-    told = _may_quote(job) or _is_ours(name)
-    if not _may_quote(job): _hide_words(notebook, told)
+    told = may_quote(job.run, job.stage.name) or is_ours(name)
+    if not may_quote(job.run, job.stage.name): _hide_words(notebook)
     said = f"{name}: {error.evalue}" if told else (
         f"{name} (what it says is not shown, since it may quote dialogue)")
     return DeescalError(
@@ -161,30 +160,15 @@ def _cell_error(job, notebook, error):
         remedy=_room_remedy(job, said) or "open that notebook: it is executed up to the cell that failed",
         final=name in {c.__name__ for c in FINAL_ERRORS})
 
-# %% ../../nbs/appendix/A13_execute.ipynb #is_ours
-def _may_quote(job):
-    """Whether an error of this job may be told in its own words: where the input is fiction.
-    That is known only behind the stage that finds it out; before it the table `origin` is of an
-    earlier run, perhaps on other data."""
-    order = list(STAGES)
-    return order.index(job.stage.name) > order.index(TABLES["origin"].stage) and job.run.shows()
-
-def _is_ours(name):
-    "Whether an exception is one of this library's, whose words are chosen and quote no dialogue."
-    return name in {c.__name__ for c in (DeescalError, *DeescalError.__subclasses__())}
-
 # %% ../../nbs/appendix/A13_execute.ipynb #hide_words
-def _hide_words(path, told):
-    """Take the words of an error out of the notebook at `path`, and those of the errors behind it. What stays is its
-    kind, the lines of code that failed and, where the error's own words are ours (`told`), those."""
+def _hide_words(path):
+    "Take the words of errors out of the executed notebook at `path` (A10, `without_words`)."
     nbformat = import_nbformat()
     nb = nbformat.read(path, as_version=4)
     for c in nb.cells:
         for o in c.get("outputs", []):
             if o.output_type == "error":
-                if not told: o.evalue = "(not shown: it may quote dialogue)"
-                frames = [t for t in o.traceback if re.match(r"(\x1b\[[\d;]*m)*(File|Cell In)\b", t)]
-                o.traceback = [*frames, f"{o.ename}: {o.evalue}"]
+                o.evalue, o.traceback = without_words(o.ename, o.evalue, o.traceback)
     nbformat.write(nb, path)
 
 # %% ../../nbs/appendix/A13_execute.ipynb #kernel_error

@@ -81,6 +81,24 @@ def test_an_error_about_real_data_is_told_without_its_words(canary):
             assert p.suffix in (".png", ".parquet") or not p.is_file() or CANARY not in p.read_text(), p
 
 
+@pytest.mark.parametrize("stage, cell, given", [
+    ("01_harvest", "run_it", {}), ("08_examples", "run_it", {"run_name": "canary"})])
+def test_an_error_by_hand_is_told_without_the_words_of_real_data(canary, tmp_path, stage, cell, given):
+    "Of a chain of errors too; before the corpus nobody knows yet whose words they are."
+    path, out = canary.root / f"nbs/{stage}.ipynb", tmp_path / "o.ipynb"
+    kept = path.read_text()
+    nb = nbformat.read(path, as_version=4)
+    next(c for c in nb.cells if c.id == cell).source = (
+        f"try: float('{CANARY} my wife'[:99])\nexcept ValueError as e: raise KeyError(str(e)) from e")
+    nbformat.write(nb, path)
+    try: r = papermill(canary, stage, out, lesson=False, **{"run_name": "by_hand_error"} | given)
+    finally: path.write_text(kept)
+    told = [o for c in nbformat.read(out, as_version=4).cells for o in c.get("outputs", []) if o.output_type == "error"]
+    assert r.returncode and len(told) == 1 and told[0].ename == "KeyError", r.stderr[-2000:]
+    assert "could not convert" not in r.stderr + str(told) and "not shown" in told[0].evalue
+    assert "KeyError(str(e))" in "".join(told[0].traceback)  # the code that failed is there
+
+
 def test_an_error_before_the_corpus_never_trusts_what_an_earlier_run_was_made_from(checkout):
     "The finished run's origin says fiction; the reference that is given now is somebody's words."
     rows = "".join(f"youtube_9101,{i},{i + 1},a,officer,x\n" for i in range(300))  # that start_s is taken for a number
