@@ -29,6 +29,7 @@ from deescal.roles import assign_roles
 SALT, GOLD, MEASURED, FOLDS = "deescal features 2026", "data/gold/features.csv", "data/gold/features.json", 10
 POLICE = "police_identified_by_role police_commands_present id_request_event legal_procedure_language"
 BELOW = {"no_police_presence": POLICE, "no_conversation_detected": "conversation_present"}  # yes where little is said
+SLOPES = np.r_[0, np.geomspace(.1, 40, 40)].round(2)
 NAMES = [f.feature for f in read_guide()]
 
 
@@ -43,27 +44,12 @@ def mcc(yes, truth):
     return np.where(below > 0, (tp * tn - fp * fn) / np.maximum(below, 1e-9), 0)
 
 
-def fit(scores, truth, side):
-    """(measure, threshold) with the highest correlation to what the readers said; the middle one of equals.
-
-    scores: measure -> (n,); truth: (readers, n). Where the readers always say the same, any phrase is enough."""
-    best = (-1.0, "sum", 0.5)
-    for measure, values in scores.items():
-        cuts = np.unique(values)
-        cuts = (cuts[1:] + cuts[:-1]) / 2
-        if not len(cuts): continue
-        yes = values[None] >= cuts[:, None]
-        if side == "below": yes = ~yes
-        found = np.mean([mcc(yes, t) for t in truth], axis=0)
-        ties = np.flatnonzero(found >= found.max() - 1e-12)
-        if found.max() > best[0] + 1e-12 and found.max() > 0:
-            best = (found.max(), measure, float(cuts[ties[len(ties) // 2]]))
-    return best[1:]
-
-
-def says(scores, rule, side):
-    above = scores[rule[0]] >= rule[1]
-    return ~above if side == "below" else above
+def fit(yes, truth):
+    """Position of the slope whose answers `yes` (slopes, n) correlate most with what the readers said (readers, n);
+    the middle one of equals."""
+    found = np.mean([mcc(yes, t) for t in truth], axis=0)
+    ties = np.flatnonzero(found >= found.max() - 1e-12)
+    return int(ties[len(ties) // 2]) if found.max() > 0 else 0
 
 
 def ratio(a, b): return round(float(a / b), 3) if b else None
@@ -79,21 +65,20 @@ def figures(yes, truth):
             "kappa": round(float(np.mean(kappas)), 3) if kappas else None}
 
 
-def measure(scores, truth, side):
-    "What a threshold that was fitted on the other folds says of each scenario."
-    yes = np.zeros(truth.shape[1], bool)
-    for train, test in KFold(FOLDS, shuffle=True, random_state=0).split(yes):
-        rule = fit({m: v[train] for m, v in scores.items()}, truth[:, train], side)
-        yes[test] = says({m: v[test] for m, v in scores.items()}, rule, side)
-    return figures(yes, truth)
+def measure(yes, truth):
+    "What a slope that was fitted on the other folds says of each scenario, as figures."
+    out = np.zeros(truth.shape[1], bool)
+    for train, test in KFold(FOLDS, shuffle=True, random_state=0).split(out):
+        out[test] = yes[fit(yes[:, train], truth[:, train]), test]
+    return figures(out, truth)
 
 
-def read_labels(turns, gold_file):
+def read_labels(turns, gold_file, folder):
     "(video ids in order, labels of two readers: (2, scenarios, features)) of the scenarios that the gold knows."
     gold, files = read_gold(gold_file), turns.group_by("scenario_id", maintain_order=True).agg(pl.col("file").first())
     known = [(s, gold[gold_key(f)]) for s, f in files.rows() if gold_key(f) in gold]
     if len(known) < 2 * FOLDS:
-        raise InputError(f"{len(known)} scenarios of this folder are in the gold, {2 * FOLDS} are needed", gold_file,
+        raise InputError(f"{len(known)} scenarios of this folder are in the gold, {2 * FOLDS} are needed", f"{folder}, {gold_file}",
                          "give the folder that the gold was made from, as released: the key holds the files' names")
     def bits(text):
         if len(text) != len(NAMES) or set(text) - {"0", "1"}:
@@ -104,7 +89,7 @@ def read_labels(turns, gold_file):
 
 def main(folder, gold_file, write):
     turns = assign_roles(read_turns(folder)).select("scenario_id", "turn", "file", "role", "text")
-    ids, labels = read_labels(turns, Path(gold_file or project_root() / GOLD))
+    ids, labels = read_labels(turns, Path(gold_file or project_root() / GOLD), folder)
     lines = turns.select("role", "text", video_id="scenario_id", line="turn")
     agree = {n: figures(labels[0, :, i], labels[1:, :, i]) for i, n in enumerate(NAMES)}
     rows, measured = [], []
@@ -113,17 +98,18 @@ def main(folder, gold_file, write):
         start = time.perf_counter()
         scores = feature_scores(given, lexicon_hits(given, read_lexicon()))
         print(f"{kind}: {lines['video_id'].n_unique()} scenarios in {time.perf_counter() - start:.1f} s")
-        wide = {m: scores.pivot("feature", index="video_id", values=m) for m in ("sum", "rate")}
-        order = pl.DataFrame({"video_id": ids})
-        wide = {m: order.join(w, on="video_id", how="left", maintain_order="left") for m, w in wide.items()}
+        wide = pl.DataFrame({"video_id": ids}).join(
+            scores.pivot("feature", index=["video_id", "words"], values="score"), on="video_id", maintain_order="left")
+        growth = np.sqrt(wide["words"].to_numpy() / 1000)
         for i, name in enumerate(NAMES):
             adds, side = BELOW.get(name, name), "below" if name in BELOW else "at_least"
-            mine = {m: w.select(pl.sum_horizontal(adds.split())).to_series().to_numpy() for m, w in wide.items()}
+            base = 0.5 if side == "below" else 1.5
+            score = wide.select(pl.sum_horizontal(adds.split())).to_series().to_numpy()
+            yes = (score[None] >= base + SLOPES[:, None] * growth) ^ (side == "below")
             truth = labels[:, :, i]
-            rule = fit(mine, truth, side)
-            rows.append((name, kind, adds, rule[0], side, round(rule[1], 3)))
+            rows.append((name, kind, adds, side, base, SLOPES[fit(yes, truth)]))
             measured.append({"feature": name, "input": kind, "prevalence": round(float(truth.mean()), 3),
-                             "readers_kappa": agree[name]["kappa"]} | measure(mine, truth, side))
+                             "readers_kappa": agree[name]["kappa"]} | measure(yes, truth))
     print(f"{len(ids)} scenarios, two readers\n{'feature':42}{'input':7}{'says yes':>9}{'readers':>9}"
           f"{'kappa':>8}{'precision':>11}{'recall':>8}{'specificity':>13}")
     def show(x): return "-" if x is None else f"{x:.3f}"
@@ -139,7 +125,8 @@ def main(folder, gold_file, write):
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([LEXICON_RULES, *rows])
         write_text(RULES_CSV, out.getvalue())
-        write_text(project_root() / MEASURED, json.dumps({"scenarios": len(ids), "features": measured}, indent=1) + "\n")
+        made = {"scenarios": len(ids), "features": measured}
+        write_text(project_root() / MEASURED, json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST_PHRASES', 'WHO', 'LEXICON_CSV', 'RULES_CSV', 'LEXICON', 'PHRASE_CAP', 'LEXICON_RULES', 'spoken_words', 'expand',
-           'read_lexicon', 'lexicon_hits', 'feature_scores', 'read_rules', 'apply_rules', 'lexicon_marks']
+           'read_lexicon', 'lexicon_hits', 'feature_scores', 'read_rules', 'lexicon_threshold', 'apply_rules',
+           'lexicon_marks']
 
 # %% ../nbs/02b_lexicon.ipynb #imports
 import csv, itertools, re
@@ -110,21 +111,20 @@ def feature_scores(
     hits,   # from `lexicon_hits`
     guide=None,
 ):
-    "video_id, feature, sum, rate (a thousand words): a row for each video and feature."
+    "video_id, words, feature, score: a row for each video and feature."
     videos = lines.group_by("video_id", maintain_order=True).agg(count_words().sum())
     names = pl.DataFrame({"feature": [f.feature for f in guide or read_guide()]})
     sums = hits.filter(~pl.col("negated")).group_by("video_id", "feature", "phrase").agg(
         pl.col("weight").first() * pl.len().clip(0, PHRASE_CAP)
-    ).group_by("video_id", "feature").agg(pl.col("weight").sum().alias("sum"))
+    ).group_by("video_id", "feature").agg(pl.col("weight").sum().alias("score"))
     return videos.join(names, how="cross").join(
         sums, on=["video_id", "feature"], how="left", maintain_order="left"
-    ).with_columns(pl.col("sum").fill_null(0.0)).select(
-        "video_id", "feature", "sum", rate=1000 * pl.col("sum") / pl.col("words").clip(1))
+    ).with_columns(pl.col("score").fill_null(0.0))
 
 # %% ../nbs/02b_lexicon.ipynb #read_rules
 LEXICON_RULES = {
-    "feature": pl.String, "input": pl.String, "adds": pl.String, "measure": pl.String,
-    "side": pl.String, "threshold": pl.Float64}
+    "feature": pl.String, "input": pl.String, "adds": pl.String, "side": pl.String,
+    "base": pl.Float64, "slope": pl.Float64}
 
 @lru_cache(maxsize=8)
 def read_rules(path=""):
@@ -134,10 +134,12 @@ def read_rules(path=""):
         try:
             if unknown := {row["feature"], *row["adds"].split()} - known:
                 raise ValueError(f"no feature {min(unknown)!r}")
-            for column, choice in (("input", ("text", "roles")), ("measure", ("sum", "rate")),
-                                   ("side", ("at_least", "below"))):
-                if row[column] not in choice: raise ValueError(f"{column} is not one of {choice}")
-            rows.append({**row, "threshold": float(row["threshold"])})
+            if row["input"] not in ("text", "roles"): raise ValueError("input is not text or roles")
+            if row["side"] not in ("at_least", "below"):
+                raise ValueError("side is not at_least or below")
+            numbers = {k: float(row[k]) for k in ("base", "slope")}
+            if not all(0 <= v < 1000 for v in numbers.values()): raise ValueError("base or slope is no number")
+            rows.append(row | numbers)
         except ValueError as error:
             raise InputError(str(error), f"{path}, row {n}", "mend this row") from None
     pairs = [(r["feature"], r["input"]) for r in rows]
@@ -147,6 +149,10 @@ def read_rules(path=""):
     return pl.DataFrame(rows, schema=LEXICON_RULES)
 
 # %% ../nbs/02b_lexicon.ipynb #apply_rules
+def lexicon_threshold(words):
+    "Expression: where yes begins in a video of so many `words` (an expression), by `base` and `slope`."
+    return pl.col("base") + pl.col("slope") * (words / 1000).sqrt()
+
 def apply_rules(
     scores,  # from `feature_scores`
     rules,   # rows of `read_rules` for one input
@@ -154,10 +160,9 @@ def apply_rules(
     "video_id, feature, score, present: a row for each video and feature."
     parts = rules.with_columns(pl.col("adds").str.split(" ")).explode("adds")
     added = scores.rename({"feature": "adds"}).join(parts, on="adds").group_by(
-        "video_id", "feature", "measure", "side", "threshold").agg(pl.col("sum", "rate").sum())
-    score = pl.when(pl.col("measure") == "sum").then("sum").otherwise("rate")
-    above = score >= pl.col("threshold")
-    found = added.select("video_id", "feature", score=score,
+        "video_id", "words", "feature", "side", "base", "slope").agg(pl.col("score").sum())
+    above = pl.col("score") >= lexicon_threshold(pl.col("words"))
+    found = added.select("video_id", "feature", "score",
                          present=pl.when(pl.col("side") == "below").then(~above).otherwise(above))
     order = scores.select("video_id", "feature")
     return order.join(found, on=["video_id", "feature"], how="left", maintain_order="left")

@@ -66,6 +66,27 @@ def test_hits_are_the_phrases_of_the_text(texts):
     for line, phrase, _ in fired(*texts):
         assert phrase in " ".join(re.split(r"[^a-z0-9'’]+", texts[line].lower()))
 
+# %% ../nbs/02b_lexicon.ipynb #rules_test
+def test_a_threshold_grows_with_the_square_root_of_the_words():
+    rules = pl.DataFrame([("agreement_reached", "text", "agreement_reached", "at_least", 1.5, 2.0),
+                          ("no_police_presence", "text", "agreement_reached", "below", 1.5, 2.0)],
+                         schema=LEXICON_RULES, orient="row")
+    def yes(words, score):
+        rows = [("v", words, f, score) for f in ("agreement_reached", "no_police_presence")]
+        scores = pl.DataFrame(rows, schema=["video_id", "words", "feature", "score"], orient="row")
+        return apply_rules(scores, rules)["present"].to_list()
+    assert yes(0, 1.5) == yes(1000, 3.5) == yes(4000, 5.5) == [True, False]
+    assert yes(0, 1.4) == yes(1000, 3.4) == yes(4000, 5.4) == [False, True]
+
+@pytest.mark.parametrize("change, told", [
+    (lambda t: t.replace(",text,", ",tekst,", 1), "row 2"), (lambda t: t.replace("at_least", "over", 1), "row 2"),
+    (lambda t: t.replace(",1.5,", ",x,", 1), "row 2"), (lambda t: t.replace("id_request_event", "ids", 1), "no feature"),
+    (lambda t: "\n".join(t.splitlines()[:-1]), "without a rule")])
+def test_a_fault_in_the_rules_is_named(change, told, tmp_path):
+    path = tmp_path/"rules.csv"
+    path.write_text(change(RULES_CSV.read_text("utf-8")), "utf-8")
+    with pytest.raises(InputError, match=told): read_rules(path)
+
 # %% ../nbs/02b_lexicon.ipynb #marks_test
 STOP = ("Officer Reed with the county sheriff.", "Why did you stop me?",
         "The reason I stopped you is your tail light. Do you have your license and registration?",
@@ -76,7 +97,7 @@ def present(*texts, **more):
 
 def test_a_stop_is_told_from_a_cooking_show():
     found, cooking = present(*STOP), present("Today we bake bread.", "Add a pinch of salt and stir.")
-    assert {"police_identified_by_role", "id_request_event", "conversation_present"} <= found
+    assert {"police_identified_by_role", "id_request_event"} <= found
     assert "no_police_presence" not in found and "no_police_presence" in cooking
 
 def test_every_yes_that_phrases_gave_can_be_looked_up():
@@ -89,9 +110,11 @@ def test_every_yes_that_phrases_gave_can_be_looked_up():
     assert yes <= set(evidence["feature"])
 
 def test_a_loop_counts_as_three():
-    score = [dict(lexicon_marks(said(*["hands up"] * n))[0].select("feature", "score").rows())[
-        "police_commands_present"] for n in (3, 400)]
-    assert score[0] == score[1] > 0
+    def score(n):
+        lines = said(*["hands up"] * n)
+        scores = feature_scores(lines, lexicon_hits(lines, read_lexicon()))
+        return scores.filter(feature="police_commands_present")["score"][0]
+    assert score(3) == score(400) > score(2) > 0
 
 def test_no_line_no_row_and_an_empty_line_is_one():
     marks, evidence = lexicon_marks(said())
@@ -108,9 +131,9 @@ def test_more_than_two_hundred_orders_change_nothing():
     texts = [said(*STOP, order, video_id=f"v{i:03d}") for i, order in enumerate(ORDERS)]
     lines = pl.concat([said(*STOP, video_id="plain"), *texts])
     scores = feature_scores(lines, lexicon_hits(lines, read_lexicon()))
-    plain = dict(scores.filter(video_id="plain").select("feature", "sum").rows())
+    plain = dict(scores.filter(video_id="plain").select("feature", "score").rows())
     alone = pl.concat([said(order, video_id=f"v{i:03d}") for i, order in enumerate(ORDERS)])
     own = set(lexicon_hits(alone, read_lexicon()).select("video_id", "feature").rows())
-    for video, feature, total in scores.select("video_id", "feature", "sum").rows():
+    for video, feature, total in scores.select("video_id", "feature", "score").rows():
         assert total == plain[feature] or (video, feature) in own
     assert len({v for v, _ in own}) < len(ORDERS) / 3  # most bring no phrase of ours

@@ -12,6 +12,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from deescal.features import read_guide
+from deescal.lexicon import lexicon_marks, read_rules
 from deescal.read import read_folder
 from deescal.roles import ROLES, assign_roles, read_weights
 
@@ -89,6 +91,26 @@ def roles(bench, tmp):
     assert all(len(w) == 5 for w in written["words"].values())
 
 
+def features(bench, tmp):
+    "The sample, of which a reader says what the lexicon does, and a second one the same but for every tenth scenario."
+    turns = read_folder(SAMPLE)[0]
+    marks, _ = lexicon_marks(turns.select("text", video_id="scenario_id", line="turn"))
+    names = [f.feature for f in read_guide()]
+    said = {v: "".join("01"[p] for p in marks.filter(video_id=v)["present"]) for v in marks["video_id"].unique()}
+    rows = []
+    for i, (video, file) in enumerate(turns.select("scenario_id", "file").unique(maintain_order=True).rows()):
+        other = said[video].translate(str.maketrans("01", "10")) if i % 10 == 9 else said[video]
+        rows.append((gold_key("deescal features 2026", file), said[video], other))
+    gold = write_gold(tmp / "features.csv", ("key", "first", "second"), rows)
+    out = bench(SAMPLE, "--gold", gold, "--write").splitlines()
+    assert f"{len(rows)} scenarios, two readers" in out
+    assert all(sum(line.startswith(f"{n} ") for line in out) == 2 for n in names)
+    assert -1 <= float(out[-1].split()[-1]) <= 1 and out[-1].startswith("mean kappa, reader to reader")
+    assert len(read_rules(bench.root / "deescal/lexicon_rules.csv")) == 2 * len(names)
+    made = json.loads((bench.root / "data/gold/features.json").read_text())
+    assert made["scenarios"] == len(rows) and {m["feature"] for m in made["features"]} == set(names)
+
+
 def deidentify(bench, tmp):
     "Some of the sample; marked are the names behind a title, in all turns but every third."
     folder, rows = tmp / "some", []
@@ -137,8 +159,8 @@ def llm(bench, tmp):
     assert column(out, "calls sent", 0) == column(out, "calls sent", 2) > 60
 
 
-SMALL = {"llm.py": llm, "score.py": score, "corpus.py": corpus, "roles.py": roles, "deidentify.py": deidentify,
-         "jobs.py": jobs}
+SMALL = {"llm.py": llm, "score.py": score, "corpus.py": corpus, "roles.py": roles, "features.py": features,
+         "deidentify.py": deidentify,         "jobs.py": jobs}
 BENCHES = sorted(p.name for p in (ROOT / "bench").glob("[!_]*.py"))     # _shared.py is none
 
 
@@ -170,15 +192,15 @@ def test_no_small_input_is_left_of_a_bench_that_is_gone():
     assert set(SMALL) <= set(BENCHES)
 
 
-@pytest.mark.parametrize("name", ["corpus.py", "roles.py", "deidentify.py", "jobs.py"])
+@pytest.mark.parametrize("name", ["corpus.py", "roles.py", "features.py", "deidentify.py", "jobs.py"])
 def test_a_folder_that_is_not_there_is_named_with_a_remedy(name, run_bench):
     r = run_bench(name, "/no/such/transcripts")
     assert r.returncode == 1 and "Traceback" not in r.stderr, r.stderr
     assert "where:  /no/such/transcripts" in r.stderr and "remedy: " in r.stderr and not r.stdout
 
 
-@pytest.mark.parametrize("name", ["roles.py", "deidentify.py"])
+@pytest.mark.parametrize("name", ["roles.py", "features.py", "deidentify.py"])
 def test_transcripts_that_the_gold_does_not_know_are_refused(name, run_bench):
     r = run_bench(name, "data/planted")
     assert r.returncode == 1 and "Traceback" not in r.stderr, r.stderr
-    assert re.search(r"where:  data/planted, \S+data/gold/(roles|personal)\.csv", r.stderr), r.stderr
+    assert re.search(r"where:  data/planted, \S+data/gold/(roles|features|personal)\.csv", r.stderr), r.stderr
