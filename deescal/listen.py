@@ -8,6 +8,7 @@ __all__ = ['LISTEN_TASK', 'SOUND_FORMS', 'HeardVoice', 'HeardTurn', 'Heard', 'vo
 
 # %% ../nbs/04e_listen.ipynb #imports
 import re
+from collections import Counter
 
 import polars as pl
 from pydantic import BaseModel, Field
@@ -69,13 +70,12 @@ def voice_labels(voices):
     "Number -> label of all `voices`, no label twice; what is said of a voice first counts."
     plain = {}
     for v in voices: plain.setdefault(v.voice, voice_label(v) or f"Speaker {v.voice}")
-    labels, taken = list(plain.values()), set()
-    # a loop over few voices: what is taken decides what is next
-    for number, label in plain.items():
-        nth = 1
-        while (labels.count(label) > 1
-               and (numbered := _with_number(label, nth)) in {*taken, *labels}): nth += 1
-        plain[number] = label if labels.count(label) == 1 else numbered
+    times = Counter(plain.values())
+    taken, nth = set(times), Counter()
+    for number, label in plain.items():  # a loop over voices: what is taken decides what is next
+        while times[label] > 1 and plain[number] in taken:
+            nth[label] += 1
+            plain[number] = _with_number(label, nth[label])
         taken.add(plain[number])
     return plain
 

@@ -46,13 +46,20 @@ def test_an_answer_that_never_gets_better_is_rejected_by_its_fault():
     done, asked = answers_in_rounds([whole], never, checker({}), 1200, 10)
     assert put_together(whole, done, checker({})) == (None, "loop") and asked["s"] == 7
 
-def test_what_smaller_pieces_cannot_mend_is_not_asked_again():
+@pytest.mark.parametrize("reason", sorted(HOPELESS))
+def test_what_smaller_pieces_cannot_mend_is_not_asked_again(reason):
     calls = []
     def broke(chunks):
         calls.append(len(chunks))
-        return [(None, "budget") for _ in chunks]
+        return [(None, reason) for _ in chunks]
     done, _ = answers_in_rounds([Chunk("s", 0.0, 100.0)], broke, checker({}), 30, 5)
-    assert calls == [4] and {fault for _, fault in done.values()} == {"budget"}
+    assert calls == [4] and {fault for _, fault in done.values()} == {reason}
+
+def test_a_chunk_for_which_a_method_says_nothing_is_an_error_and_not_a_hole():
+    def forgetful(chunks): return [(toy_segments((c.start_s, None, "A", "Hi.")), "")
+                                   for c in chunks[1:]]
+    with pytest.raises(ValueError, match="zip"):
+        answers_in_rounds([Chunk("s", 0.0, 100.0)], forgetful, checker({}), 30, 5)
 
 def test_a_silent_stretch_may_be_empty_and_a_silent_clip_is_rejected():
     voice = pl.DataFrame({"start_s": [1.0], "end_s": [9.0]})
@@ -139,7 +146,7 @@ def test_turns_are_kept_by_the_clip_the_code_and_the_voices(tmp_path):
         return np.zeros(SAMPLE_RATE, np.float32)
     def turns(settings="a", voice=voice, sha="1"):
         return turns_here(Chunk("v", 0.0, 1.0), sound, {"v": (1.0, voice)}, None, settings,
-                          tmp_path, False, {"v": sha})
+                          tmp_path, {"v": sha}, False)
     assert turns().equals(turns()) and len(calls) == 1
     turns("b"), turns(voice=voice * 0.5), turns(sha="2")
     assert len(calls) == 4

@@ -27,6 +27,17 @@ def test_no_two_voices_share_a_label(voices):
     assert set(labels) == {v.voice for v in voices} and all(labels.values())
     assert len(set(labels.values())) == len(labels), labels
 
+def test_labels_are_counted_on_however_many_voices_there_are():
+    many = 20_000  # one look at all labels for each of them would not end
+    labels = voice_labels([HeardVoice(voice=v, role="driver") for v in range(many)])
+    assert list(labels.values()) == [f"[Driver {n}]" for n in range(1, many + 1)]
+
+def test_a_number_that_is_a_label_already_is_left_out():
+    names = ["Dale", "Dale (2)", "Dale", "Dale", "Dale (2)", "Dale (2) (1)"]
+    labels = voice_labels([HeardVoice(voice=v, name=name) for v, name in enumerate(names)])
+    assert list(labels.values()) == [
+        "Dale (1)", "Dale (2) (2)", "Dale (3)", "Dale (4)", "Dale (2) (3)", "Dale (2) (1)"]
+
 @given(st.builds(Heard,
                  turns=st.lists(st.builds(HeardTurn, start=st.text(max_size=6) | st.just("00:01"))),
                  speakers=st.lists(voices, max_size=3)))

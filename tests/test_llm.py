@@ -26,6 +26,7 @@ import subprocess, sys
     (Door("telepathy"), "no provider"), (Door("google"), "no model"),
     (Door("google", "m"), "no key"), (Door("openai", "m"), "no key"),
     (Door("openai", "m", "ftp://x/v1"), "no web address"),
+    (Door("openai", "m", "http://x/v1", attempts=0), "no attempt"),
     (Door("openai", "m", "https://x/v1?key=1"), "more than an address")])
 def test_what_a_door_lacks_is_said_before_anything_is_sent(door, what, monkeypatch):
     for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY", "OPENAI_API_KEY"):

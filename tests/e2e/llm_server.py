@@ -22,7 +22,7 @@ HINT = re.compile(r"\n\nAn earlier answer was refused:[^\n]*$")     # what a ret
 FAULTS = {
     "429": "too many calls; Retry-After: 1", "429 date": "the same, as an HTTP date", "429 bare": "the same, no header",
     "429 long": "Retry-After: a day", "quota": "the account is used up", "500": "", "503": "", "401": "", "404": "",
-    "400": "", "timeout": "no answer while the client waits",
+    "400": "", "413": "", "timeout": "no answer while the client waits",
     "hang": "no answer until the server ends, nothing counted",
     "drop": "the connection ends in the middle of the body", "close": "it ends before the first byte",
     "page": "200 with a page of HTML", "prose": "text, no JSON", "half": "half a JSON", "types": "wrong types",
@@ -111,7 +111,7 @@ class LLMServer:
         if self.latency: await asyncio.sleep(self.latency)
         def failed(status, code=None, **more): return status, more, json.dumps(
             error_body(path, status, f"loopback says {status}", code)).encode(), None
-        if fault in ("500", "503", "404", "400", "401"):
+        if fault in ("500", "503", "404", "400", "401", "413"):
             return failed(int(fault), "invalid_api_key" if fault == "401" else "loopback_error")
         if fault == "429": return failed(429, "rate_limit", **{"Retry-After": "1"})
         if fault == "429 date": return failed(429, "rate_limit", **{"Retry-After": formatdate(time.time() + 2,

@@ -19,7 +19,7 @@ from deescal.diarize import (
     answers_in_rounds, checker, diarize_here, hear, put_together, spoken_within, turns_here)
 from deescal.engine.files import file_sha256
 from deescal.listen import listen
-from deescal.llm import Door
+from deescal.llm import PASSING_FAULTS, Door
 from deescal.speakers import find_graph, load_diarizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,10 +56,11 @@ def words_every_second(seconds):
 def diarized_here(paths, work, words):
     "What the local way makes of clips: (answers, reasons)."
     heard, reasons = hear(paths, 2700, progress=False)
+    hashes = {sid: file_sha256(paths[sid]) for sid in heard}
     diarizer = load_diarizer(*(find_graph(kind, "", work=work) for kind in ("segmentation", "embedding")))
 
     def turns(chunk):
-        return turns_here(chunk, lambda sid: decode_audio(paths[sid]), heard, diarizer, ["test"], work)
+        return turns_here(chunk, lambda sid: decode_audio(paths[sid]), heard, diarizer, ["test"], work, hashes)
 
     wholes, check = [Chunk(sid, 0.0, s) for sid, (s, _) in heard.items()], checker(heard)
     done, _ = answers_in_rounds(wholes, lambda chunks: diarize_here(chunks, words, turns, heard), check, 1200, 10)
@@ -102,7 +103,7 @@ def test_a_long_recording_in_chunks_keeps_its_voices_and_its_words(tmp_path):
     said = words_every_second(seconds - 1)
 
     def turns(chunk):
-        return turns_here(chunk, lambda sid: np.tile(one, 5), heard, diarizer, ["test"], tmp_path)
+        return turns_here(chunk, lambda sid: np.tile(one, 5), heard, diarizer, ["test"], tmp_path, {"long": "a" * 64})
 
     whole = Chunk("long", 0.0, seconds)
     done, asked = answers_in_rounds([whole], lambda cs: diarize_here(cs, lambda sid: said, turns, heard), checker(heard), 70, 15)
@@ -161,6 +162,7 @@ def test_sound_goes_out_and_segments_come_back(clip, tmp_path, api, monkeypatch)
 
 @pytest.mark.parametrize("fault, answer, reason", [
     ("prose", None, "not_json"), ("length", None, "token_limit"), ("loop", None, "repetition"),
+    ("413", None, "too_long"),
     (None, heard_answer(("00:01", "Hello there.", 1), ("00:02", "You.", 3)), "unknown_speaker"),
     (None, heard_answer(("soon", "Hello.", 1)), "unreadable_time"),
     (None, heard_answer(("00:20", "Hello.", 1), ("00:03", "You.", 2)), "times_run_backwards"),
@@ -174,6 +176,20 @@ def test_an_answer_that_cannot_be_is_asked_again_in_halves_and_rejected_with_its
         segments, why, asked = listened(server, "openai", clip, tmp_path)
     assert segments is None and asked > 1
     assert why == reason
+
+
+@pytest.mark.parametrize("fault", [
+    "429 bare", "429 long", "quota", "500", "503", "400", "401", "404", "close", "drop", "page", "timeout"])
+def test_an_outage_is_asked_about_once_and_the_next_run_gets_its_answer(clip, tmp_path, fault, monkeypatch):
+    "No answer came, so no smaller piece is asked for; nothing that is kept stands in the way of a later run."
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with LLMServer(answer=lambda prompt, body: GOOD, fault=lambda prompt, nth: fault, slow=2) as server:
+        segments, why, asked = listened(server, "openai", clip, tmp_path, timeout=1 if fault == "timeout" else 60)
+        assert segments is None and why in PASSING_FAULTS
+        assert asked == 1 and len({c["body"]["messages"][-1]["content"][-1]["input_audio"]["data"] for c in server.calls}) == 1
+        server.fault = None
+        segments, why, asked = listened(server, "openai", clip, tmp_path)
+        assert why == "" and asked == 1 and len(segments) == 5
 
 
 def test_a_loop_over_the_whole_clip_is_mended_by_halves(clip, tmp_path, monkeypatch):

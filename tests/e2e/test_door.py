@@ -10,17 +10,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 import pytest
-from llm_server import FAULTS, LLMServer, random_faults
+from llm_server import FAULTS, PAID, LLMServer, random_faults
 from pydantic import BaseModel
 
 from deescal.engine.errors import InputError
 from deescal.fence import INJECTIONS, outside
-from deescal.llm import ANSWERS, CALLS, Budget, Door, Question, ask_all, read_answers
+from deescal.llm import ANSWERS, CALLS, PASSING_FAULTS, Budget, Door, Question, ask_all, read_answers
 
 CANARY = "canary-7f3a-KEY"
 
@@ -55,7 +56,7 @@ REPAIRED = {
     "close": "dropped", "page": "bad_reply", "prose": "not_json", "half": "not_json", "types": "wrong_shape",
     "extra": "wrong_shape", "loop": "repetition", "loop inside": "repetition", "empty": "empty"}
 FINAL = {"length": "token_limit", "refused": "refused", "400": "rejected", "echo": "rejected", "401": "key_refused",
-         "404": "no_such_model", "quota": "quota", "429 long": "rate_limit"}
+         "413": "too_long", "404": "no_such_model", "quota": "quota", "429 long": "rate_limit"}
 
 
 @pytest.mark.parametrize("provider", ["openai", "google"])
@@ -81,6 +82,11 @@ def test_a_fault_that_will_not_pass_is_an_error_row_after_one_call(provider, fau
 def test_every_fault_of_the_server_is_tested():
     elsewhere = {"429", "429 date", "hang", "redirect"}
     assert set(REPAIRED) | set(FINAL) | elsewhere == set(FAULTS)
+
+
+def test_what_may_pass_is_every_fault_without_an_answer_but_a_question_that_is_too_long():
+    lasting = {fault for fault, reason in (REPAIRED | FINAL).items() if reason not in PASSING_FAULTS}
+    assert lasting == PAID | {"413"}
 
 
 @pytest.mark.parametrize("provider", ["openai", "google"])
@@ -174,6 +180,16 @@ def test_asked_again_nothing_is_sent_and_the_tables_are_the_same(tmp_path):
         assert len(server.calls) == sent, "a check that changes does not make answers be paid again"
         ask_all(door, questions(50, "Is it irrelevant?"), Mark)
         assert len(server.calls) > sent
+
+
+def test_with_fewer_attempts_than_answers_are_kept_the_last_refused_one_is_the_reason(tmp_path):
+    "Two answers and a dropped connection are kept; with two attempts allowed, nothing more is asked."
+    with LLMServer(fault=lambda prompt, nth: ("prose", "types", "drop")[nth]) as server:
+        door = door_to(server, cache=str(tmp_path), attempts=3)
+        assert ask_all(door, questions(1), Mark)[0]["reason"].to_list() == ["dropped"]
+        answers, calls = ask_all(replace(door, attempts=2), questions(1), Mark)
+        assert answers.select("status", "reason").rows() == [("error", "wrong_shape")]
+        assert calls["outcome"].to_list() == ["not_json", "wrong_shape", "dropped"] and len(server.calls) == 3
 
 
 def test_the_same_question_under_many_keys_is_asked_once(tmp_path):
