@@ -14,7 +14,7 @@ _MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "ut
 _NULS = {"utf-32-le": (4, 2, 3), "utf-32-be": (4, 0, 1), "utf-16-le": (2, 1), "utf-16-be": (2, 0)}
 
 def _wide(data):
-    "The encoding of UTF-16 or UTF-32 by its mark, else by where its NULs stand; None of other bytes."
+    "UTF-16 or UTF-32, by its mark, else by where its NULs stand; None of other bytes."
     marked = (name for mark, name in _MARKS.items() if data.startswith(mark))
     by_nuls = (name for name, (width, *at) in _NULS.items() if len(data) > 8 and all(
         data[i::width].count(0) > 0.8 * (len(data) // width) for i in at))

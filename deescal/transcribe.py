@@ -346,7 +346,7 @@ def may_be_shown(
     transcript,  # row of `transcripts`: clip_sha256, caption_sha256
     root,        # folder of the project, which lists the hashes of its fiction
 ):
-    "Whether a transcript's words may be shown: its sound and their captions are fiction that ships."
+    "Whether a transcript's words may be shown: its sound and captions are fiction that ships."
     path = Path(root)/"data"/"fiction.json"
     corpora = json.loads(path.read_text(encoding="utf-8")).values() if path.is_file() else []
     shipped = {sha for corpus in corpora for sha in corpus["files"].values()}

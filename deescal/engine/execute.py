@@ -182,7 +182,8 @@ def _kernel_error(job, notebook, stderr):
     elif said:
         told = " (what it said is not shown, since it may quote dialogue)"
         again += (
-            ". Run by hand it says so on your own screen: python -m papermill -k python3 --cwd nbs -f "
+            ". Run by hand it says so on your own screen: "
+            "python -m papermill -k python3 --cwd nbs -f "
             f"{job.params_file.relative_to(job.run.root)} nbs/{job.notebook.name} /dev/null")
     return DeescalError(
         f"{job.name} stopped: its kernel died{told}",
