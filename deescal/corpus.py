@@ -78,13 +78,13 @@ def find_origin(
 
 # %% ../nbs/06_corpus.ipynb #made_from
 def made_from(diarizations, transcripts):
-    """What each file that 05 wrote was made from: SHA-256 -> those of its sound (or its file) and
-    of its captions."""
-    both = diarizations.join(transcripts.select(scenario_id="video_id", captions="caption_sha256"),
-                             on="scenario_id", how="left")
-    rows = both.drop_nulls(["sha256", "source_sha256"]).select(
-        "sha256", "source_sha256", "captions").rows()
-    return {sha: [source, *filter(None, [captions])] for sha, source, captions in rows}
+    """What each file that 05 wrote was made from: SHA-256 -> those of its sound (or its file), of
+    its captions, and of the clip that 02 heard."""
+    sources = transcripts.select(
+        scenario_id="video_id", captions="caption_sha256", heard="clip_sha256")
+    rows = diarizations.join(sources, on="scenario_id", how="left").drop_nulls(
+        ["sha256", "source_sha256"]).select("sha256", "source_sha256", "captions", "heard").rows()
+    return {sha: [*filter(None, sources)] for sha, *sources in rows}
 
 # %% ../nbs/06_corpus.ipynb #fiction
 NOTICES = {

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from .engine.errors import DeescalError
+from .text import plain_words
 
 # %% ../nbs/01c_errorrates.ipynb #normalise
 NORMALISERS = ("whisper-english", "plain")
@@ -33,10 +34,8 @@ def normalise_words(
         return [
             [w for w in _whisper_english()(t).split() if any(map(str.isalnum, w))] for t in texts
         ]
-    plain = (
-        pl.Series(texts, dtype=pl.String).str.to_lowercase().str.replace_all("’", "'", literal=True)
-    )
-    return plain.str.extract_all(r"[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*").to_list()
+    plain = pl.DataFrame({"text": texts}, schema={"text": pl.String})
+    return plain.select(plain_words()).to_series().to_list()
 
 # %% ../nbs/01c_errorrates.ipynb #turn_errors
 def _charge(owner, alignment, n):

@@ -107,7 +107,8 @@ def chunk_file(chunk, samples, work, form="flac"):
     """The path of `chunk` as a sound file of the given `form` in the folder `work`. `samples`:
     the whole recording."""
     import soundfile
-    path = work/f"{chunk.scenario_id}-{round(chunk.start_s * 1000)}-{round(chunk.end_s * 1000)}.{form}"
+    start, end = round(chunk.start_s * 1000), round(chunk.end_s * 1000)
+    path = work/f"{chunk.scenario_id}.{start}-{end}.{form}"
     part = samples[round(chunk.start_s * SAMPLE_RATE):round(chunk.end_s * SAMPLE_RATE)]
     with atomic(path) as tmp:
         soundfile.write(tmp, part, SAMPLE_RATE, format=form.upper(), subtype="PCM_16")

@@ -11,7 +11,7 @@ import re
 import numpy as np
 import polars as pl
 
-from .text import count_words
+from .text import count_words, plain_words
 
 # %% ../nbs/01d_loops.ipynb #word_codes
 # words a second: fast talkers reach 5 or 6 for some seconds; shouted repeats are slow
@@ -28,9 +28,8 @@ def _speech_rate(turns):
 def _word_codes(turns):
     """Words as numbers, turn after turn: (position of the turn in `turns`, hash of the word
     without case), two arrays."""
-    plain = pl.col("text").str.replace_all("’", "'", literal=True).str.to_lowercase()
     w = (
-        turns.select(plain.str.extract_all(r"[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)*").alias("word"))
+        turns.select(plain_words())
         .with_row_index("at")
         .explode("word")
         .drop_nulls()

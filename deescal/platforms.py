@@ -207,9 +207,8 @@ def ask_video(ydl, platform, platform_id, loopback=""):
     raises as yt-dlp does."""
     url, key, outer = _sent_to(canonical(platform, platform_id), loopback), None, {}
     for _ in range(3):  # an extractor may hand over to another one, which has to be allowed too
-        info = (
-            ydl.extract_info(url, download=False, process=False, ie_key=key)
-            or {"_type": "nothing"})
+        info = ydl.extract_info(url, download=False, process=False, ie_key=key)
+        if info is None: return {"deescal": {"status": "unavailable", "reason": "in_archive"}}
         if info.get("_type", "video") not in ("url", "url_transparent"): break
         url, key = info["url"], info.get("ie_key")
         if info["_type"] == "url_transparent":
@@ -248,15 +247,19 @@ def _limited(where, folder):
                        final=True)  # for a scheduler, whose next try would come at once
 
 # %% ../nbs/00e_platforms.ipynb #harvest_video
-def _ask_and_keep(ydl, video, folder, loopback):
-    "Ask for a video that is not on disk and keep what is final. ('', '') or (not_checked, reason)."
+def _ask_and_keep(ydl, video, folder, loopback, pace):
+    """Ask for a video that the archive lacks and keep what is final. ('', '') or (not_checked,
+    reason)."""
+    entry = {"id": video[1], "extractor_key": video[0]}
+    if ydl.in_download_archive(entry): return "", ""
+    pace()
     try: facts = ask_video(ydl, *video, loopback)
     except Exception as e:  # extractors are other people's code, and raise what they like
         status, reason = failure_of(e)
         if status == "not_checked": return status, reason
         facts = {"deescal": {"status": status, "reason": reason}}
     _keep(folder, *video, facts)
-    ydl.record_download_archive({"id": video[1], "extractor_key": video[0]})
+    ydl.record_download_archive(entry)
     return "", ""
 
 def _record(folder, channel, video, why):
@@ -283,9 +286,8 @@ def _harvest_channel(ydls, channel, folder, pace, loopback, forgotten):
     records, limited = [], False
     for video in tqdm(videos, desc=f"channel of line {channel['line']}", leave=False):
         why = "rate_limited" if limited else ""
-        if not limited and not known_info(folder, *video):
-            pace()
-            why = _ask_and_keep(asking, video, folder, loopback)[1]
+        if not limited:
+            why = _ask_and_keep(asking, video, folder, loopback, pace)[1]
             limited = why == "rate_limited"
         records.append(_record(folder, channel, video, why))
     return (

@@ -13,8 +13,8 @@ import csv, io, json
 import polars as pl
 
 from .engine.errors import InputError
-from .loops import find_loops
-from .read import decode
+from .loops import FASTEST, find_loops
+from .text import count_words, decode
 
 # %% ../nbs/04a_segments.ipynb #frame
 SEGMENT = {
@@ -194,12 +194,12 @@ def has_loops(segments):
         turn=pl.int_range(pl.len(), dtype=pl.Int64)))))
 
 # %% ../nbs/04a_segments.ipynb #rate
-def impossible_words(segments, audio_s, fastest=8.0, from_words=10):
+def impossible_words(segments, audio_s, fastest=FASTEST, from_words=10):
     """How many words stand in segments of at least `from_words` words that are spoken faster than
     `fastest` a second."""
     after = pl.col("start_s").shift(-1).fill_null(audio_s)
     seconds = pl.max_horizontal(pl.col("end_s").fill_null(after), after) - pl.col("start_s") + 1
-    words = pl.col("text").str.count_matches(r"\S+")
+    words = count_words()
     return int(segments.select(
         words.filter((words >= from_words) & (words / seconds > fastest)).sum()).item() or 0)
 
@@ -213,7 +213,7 @@ def answer_faults(
 ):
     """What is wrong with an answer: the names of its faults, the gravest first; an empty list where
     it can be used."""
-    starts, words = segments["start_s"], segments["text"].str.count_matches(r"\S+")
+    starts, words = segments["start_s"], segments.select(count_words()).to_series()
     total, found = int(words.sum()), []
     def fault(name, true): found.extend([name] if true else [])
     fault("no_segments", not len(segments))
@@ -226,7 +226,8 @@ def answer_faults(
     fault("unknown_speaker", unknown > share * total)
     fault("loop", has_loops(segments))
     fault("too_fast",
-          impossible_words(segments, audio_s) > share * total or total > 8 * (audio_s + 1))
+          impossible_words(segments, audio_s) > share * total
+          or total > FASTEST * (audio_s + 1))
     fault("words_without_speech", spoken == () and total > 0)
     first, last = spoken or (0.0, audio_s)
     reach = min(max(segments["end_s"].max() or 0, starts.max()), last) - max(starts.min(), first)

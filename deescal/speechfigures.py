@@ -10,7 +10,9 @@ import numpy as np
 import polars as pl
 from matplotlib.figure import Figure
 
+from .audio import SAMPLE_RATE
 from .figures import COLOURS, styled
+from .loops import FASTEST
 
 # %% ../nbs/13c_speechfigures.ipynb #waveform_figure
 def _envelope(samples, rate, parts=50):
@@ -39,7 +41,7 @@ def waveform_figure(
     turns,       # start_s, end_s, who
     voice=None,  # start_s, end_s: what a voice detector heard
     finding="",  # the title; by default, how many turns there are
-    rate=16000,  # samples a second
+    rate=SAMPLE_RATE,  # samples a second
 ):
     "A waveform with its turns below: (figure, alt text)."
     fig = Figure(figsize=(9.5, 3.4), layout="constrained")
@@ -72,7 +74,8 @@ def loop_figure(
         ax.bar(at["start"], at["rate"], width=at["length"], align="edge",
                color=COLOURS[colour], hatch=hatch, edgecolor="white", label=label)
     ax.axhline(6, color=COLOURS["grey"], linestyle=":", label="fast talkers")
-    ax.axhline(8, color="black", linestyle="--", linewidth=1, label="faster than anyone can speak")
+    ax.axhline(FASTEST, color="black", linestyle="--", linewidth=1,
+               label="faster than anyone can speak")
     ax.set(xlabel="seconds", ylabel="words a second")
     ax.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     stuck = cues.filter("cut")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from .audio import SAMPLE_RATE
 from .engine.errors import DeescalError, InputError, did_you_mean
 from .engine.files import atomic, file_sha256
 
@@ -110,7 +111,7 @@ def _count_windows(most):
 # %% ../nbs/01e_speechmodel.ipynb #transcribe
 def whisper_cues(
     model,           # from `load_speech_model`
-    samples,         # (n,) float32, 16,000 a second
+    samples,         # (n,) float32, SAMPLE_RATE a second
     voice=None,      # start_s, end_s: show it these stretches only
     language="en",
     sample_len=0,    # most tokens in half a minute; 0: Whisper's own limit, 224
@@ -119,7 +120,7 @@ def whisper_cues(
     """(cues, words) of a clip: frames of `CUES` and `CUE_WORDS`, in order. `SpeechModelStuck`
     where it does not get on."""
     import whisper
-    model.encoder.windows, seconds = 0, len(samples) / 16000
+    model.encoder.windows, seconds = 0, len(samples) / SAMPLE_RATE
     stretches = [(0.0, seconds)] if voice is None else join_stretches(voice).rows()
     if not stretches: return pl.DataFrame(schema=CUES), pl.DataFrame(schema=CUE_WORDS)
     guard = model.encoder.register_forward_pre_hook(_count_windows(2 * (seconds + 10)))

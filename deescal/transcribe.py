@@ -150,7 +150,7 @@ def _result(video, **found):
     "A finished video as JSON holds it; rejected unless `found` says otherwise."
     empty = dict.fromkeys(
         ("text", "model", "language", "reason", "audio_s", "audio_reason", "voice_s",
-         "caption_sha256"))
+         "caption_sha256", "clip_sha256"))
     row = {
         "video_id": video["video_id"], "method": "none", "status": "rejected", "broken": 0} | empty
     return {"transcript": row | found, "cues": [], "words": []}
@@ -183,6 +183,7 @@ def transcribe_video(video, hearing, hear, root, ask=None):
     sound = {
         "audio_reason": lacks,
         "audio_s": None if samples is None else len(samples) / SAMPLE_RATE,
+        "clip_sha256": None if samples is None else path_sha256(Path(root)/video["clip"]),
         "voice_s": None if voice is None else float((voice["end_s"] - voice["start_s"]).sum()),
     }
     method, *found = _put_out(video, samples, voice, lacks, hearing, hear, root, ask)
@@ -307,7 +308,7 @@ def transcribe_videos(
 # %% ../nbs/02_transcribe.ipynb #transcript_tables
 _TRANSCRIPTS = dict.fromkeys(
     ("video_id", "text", "method", "model", "language", "status", "reason", "audio_reason",
-     "caption_sha256"), pl.String) | {
+     "caption_sha256", "clip_sha256"), pl.String) | {
     "audio_s": pl.Float64, "voice_s": pl.Float64, "broken": pl.Int64}
 _CUES = {"video_id": pl.String, "cue": pl.Int64} | CUES | {
     "heard": pl.String, "method": pl.String, "kept": pl.Boolean, "reason": pl.String}
@@ -342,15 +343,15 @@ def transcribe_accounting(n_videos, transcripts, cues):
 
 # %% ../nbs/02_transcribe.ipynb #shown
 def may_be_shown(
-    video,       # row of `videos`: clip_sha256
-    transcript,  # row of `transcripts`: caption_sha256
+    transcript,  # row of `transcripts`: clip_sha256, caption_sha256
     root,        # folder of the project, which lists the hashes of its fiction
 ):
-    "Whether a video's words may be shown: its sound and their captions are fiction that ships."
+    "Whether a transcript's words may be shown: its sound and captions are fiction that ships."
     path = Path(root)/"data"/"fiction.json"
     corpora = json.loads(path.read_text(encoding="utf-8")).values() if path.is_file() else []
     shipped = {sha for corpus in corpora for sha in corpus["files"].values()}
-    return {video["clip_sha256"], transcript["caption_sha256"] or video["clip_sha256"]} <= shipped
+    sound = transcript["clip_sha256"]
+    return {sound, transcript["caption_sha256"] or sound} <= shipped
 
 # %% ../nbs/02_transcribe.ipynb #count_errors
 def count_errors(

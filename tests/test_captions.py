@@ -102,7 +102,8 @@ def test_files_that_are_no_captions_have_their_reason(tmp_path):
     assert [reason_of(read_captions, tmp_path/f"{n}.vtt") for n in ("large", "page", "absent")] == [
         "captions_too_large", "captions_unreadable", "no_captions"]
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", [
+    "utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"])
 def test_encodings_are_told_apart(tmp_path, encoding):
     (tmp_path/"a.vtt").write_bytes(
         "WEBVTT\n\n00:01.000 --> 00:02.000\nOù? – “Là”\n".encode(encoding)
@@ -183,9 +184,17 @@ def test_each_refusal_has_its_reason(platform, case, reason):
 def test_the_reasons_name_errors_that_the_library_has():
     import youtube_transcript_api._errors as errors
     assert all(
-        issubclass(getattr(errors, n), errors.YouTubeTranscriptApiException) for n in _REASONS
+        issubclass(getattr(errors, n), errors.YouTubeTranscriptApiException) for n in API_ERRORS
     )
-    assert set(_REASONS.values()) <= set(CAPTION_FAULTS)
+    assert {reason for reason, _ in API_ERRORS.values()} <= set(CAPTION_FAULTS)
+
+def test_an_error_and_its_message_have_the_same_reason():
+    import youtube_transcript_api._errors as errors
+    more = {"VideoUnplayable": ("Private video", []), "NoTranscriptFound": (["en"], "none")}
+    for name, (reason, _) in API_ERRORS.items():
+        error = getattr(errors, name)("abcdefghijk", *more.get(name, ()))
+        assert reason_in(f"[Error fetching transcript: {error}]") == reason, name
+    assert reason_in("[Error fetching transcript: 7]") == "captions_failed"
 
 def test_no_network_is_a_reason():
     session = limited_session(requests.Session())

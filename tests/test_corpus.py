@@ -64,6 +64,15 @@ def test_what_was_made_from_fiction_is_fiction_and_nothing_else_is():
     assert not find_origin(files, SHIPPED, {"x": ["y"]})["fiction"][0]
     assert not find_origin(files, SHIPPED)["fiction"][0]
 
+def test_words_that_02_heard_on_another_clip_are_no_fiction():
+    here = pl.DataFrame({"scenario_id": ["a", "b"], "sha256": ["x", "y"], "source_sha256": ["1"] * 2})
+    heard = pl.DataFrame({"video_id": ["a", "b"], "caption_sha256": ["2", None],
+                          "clip_sha256": ["1", "0"]})
+    made = made_from(here, heard)
+    assert made == {"x": ["1", "2", "1"], "y": ["1", "0"]}
+    def fiction(*shas): return find_origin(pl.DataFrame({"sha256": shas}), SHIPPED, made)["fiction"][0]
+    assert fiction("x") and not fiction("x", "y")
+
 def test_the_hashes_are_those_of_the_files_that_ship():
     kept = json.loads((project_root()/"data"/"fiction.json").read_text())
     assert kept == shipped_fiction(project_root()), (

@@ -24,7 +24,7 @@ def a_run(folder, name="toy"):
     table("duplicates", scenario_a=[ids[0], "c"], scenario_b=["c", "d"], shared=[1, 2])
     table("split", scenario_id=ids, split=["train", "test"])
     for place in ("harvest/info/{}.info.json", "harvest/audio/{}.m4a", "diarized/{}.csv", "work/transcribe/{}.0a.json",
-                  "answers/diarize/{}-0-100.flac"):
+                  "answers/diarize/{}.0-100.flac"):
         for i in ids: write_text(run.data/place.format(i), "{}")
     write_text(run.data/"answers/diarize/llm/ab/abc.json", json.dumps({"keys": [f"{ids[0]} 0-100"], "calls": []}))
     write_text(run.data/"harvest/archive.txt", "".join(f"youtube {i[8:]}\n" for i in ids))
@@ -83,9 +83,22 @@ def test_a_word_that_somebody_says_is_no_name(tmp_path):
 
 def test_a_name_that_only_begins_alike_is_another_video(tmp_path):
     run, first, _ = a_run(tmp_path)
-    pl.DataFrame({"scenario_id": ["tiktok_1", "tiktok_12", "tiktok_1_more"]}).write_parquet(run.table_path("groups"))
-    forget_rows(run, marks(run, "tiktok_1"))
-    assert pl.read_parquet(run.table_path("groups"))["scenario_id"].to_list() == ["tiktok_12", "tiktok_1_more"]
+    others = [f"{first}2", f"{first}_2", f"{first}-2", f"-{first}"]
+    pl.DataFrame({"scenario_id": [first, *others]}).write_parquet(run.table_path("groups"))
+    for i in others: write_text(run.data/f"diarized/{i}.csv", f"{i}\n")
+    forget_files(run, marks(run, first), False), forget_rows(run, marks(run, first))
+    assert pl.read_parquet(run.table_path("groups"))["scenario_id"].to_list() == others
+    assert all((run.data/f"diarized/{i}.csv").is_file() for i in others)
+    assert not (run.data/f"diarized/{first}.csv").exists()
+
+def test_what_is_sent_to_a_model_is_called_by_its_video_and_goes(tmp_path):
+    from deescal.chunks import Chunk
+    from deescal.listen import chunk_file
+    run, first, _ = a_run(tmp_path)
+    sent = [chunk_file(Chunk(i, 0.0, 0.1), [0.0] * 1600, run.folder("answers", "diarize"))
+            for i in (first, f"{first}-2")]
+    forget_files(run, marks(run, first), False)
+    assert [p.exists() for p in sent] == [False, True]
 
 def test_turns_heard_here_go_where_nobody_can_say_whose_they_are(tmp_path):
     run, first, _ = a_run(tmp_path)

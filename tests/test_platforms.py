@@ -156,6 +156,32 @@ def test_what_is_found_is_kept_and_not_asked_for_twice(tmp_path):
         and "formats" not in info
         and "clip.mp4" not in str(info))
 
+def test_a_second_harvest_asks_only_for_what_the_archive_lacks_and_loses_no_row(tmp_path):
+    with platform_of({OAK: ["a1", "a2"], ELM: []}, fail={"/watch?v=a2": 404}) as server:
+        ask(server, tmp_path)
+        server.channels[OAK] = ["a3", "a1", "a2"]  # a newer video, and the channel is listed anew
+        before, second = len(server.asked), ask(server, tmp_path, limit=9)
+        assert [p for p in server.asked[before:] if "watch" in p] == ["/watch?v=a3"]
+        assert [(r[3]["platform_id"], r[3]["status"]) for r in second.records] == [
+            ("a3", "ok"), ("a1", "ok"), ("a2", "deleted")]
+
+def test_it_is_yt_dlp_s_archive_that_says_what_is_known(tmp_path):
+    import yt_dlp
+    def no_pace(): raise AssertionError("nobody waits for a video that is not asked for")
+    with platform_of({OAK: ["a1"], ELM: []}) as server:
+        ask(server, tmp_path)
+        options = ydl_options(["youtube"], tmp_path/"archive.txt", 0, 0, server.base)
+        with yt_dlp.YoutubeDL(options) as ydl:
+            known = _ask_and_keep(ydl, ("youtube", "a1"), tmp_path, server.base, no_pace)
+        assert known == ("", "") and server.asked.count("/watch?v=a1") == 1
+
+def test_another_address_of_a_known_video_is_not_a_video_that_is_gone(tmp_path):
+    import yt_dlp
+    (tmp_path/"archive.txt").write_text("youtube abcdefghijk\n")
+    with yt_dlp.YoutubeDL(ydl_options(["youtube"], tmp_path/"archive.txt")) as ydl:
+        found = ask_video(ydl, "youtube", "abcdefghijk")  # no network: its address says enough
+    assert found == {"deescal": {"status": "unavailable", "reason": "in_archive"}}
+
 def test_at_a_rate_limit_it_stops_and_goes_on_later_with_no_row_lost(tmp_path):
     with platform_of({OAK: ["a1", "a2", "a3"], ELM: ["a4"]}, fail={"/watch?v=a2": 429}) as server:
         done = ask(server, tmp_path)

@@ -20,22 +20,6 @@ def folder_of(path, **files):
         p.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
     return path
 
-# %% ../nbs/05a_read.ipynb #decode_test
-@given(st.binary(max_size=200))
-def test_any_bytes_decode(data):
-    text, encoding = decode(data)
-    assert isinstance(text, str) and (not data or encoding)
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be",
-                                      "utf-32", "cp1252"])
-def test_text_survives_its_encoding(encoding):
-    text = "Sir? Stop there, please. “Où?” – né, he said."
-    assert decode(text.encode(encoding))[0] == text
-
-def test_a_damaged_byte_does_not_garble_a_whole_file():
-    text, encoding = decode("“Où?” “ça”".encode() + b" \xff.")
-    assert text == "“Où?” “ça” \ufffd." and encoding == "utf-8 damaged"
-
 # %% ../nbs/05a_read.ipynb #count_test
 csv_like = st.lists(
     st.sampled_from([

@@ -21,7 +21,7 @@ def test_the_model_without_weights_is_in_whisper_s_format_and_the_same_each_time
     assert all(torch.equal(w, b["model_state_dict"][k]) for k, w in a["model_state_dict"].items())
 
 def test_a_voice_gate_shows_the_model_nothing_but_voice(noise):
-    samples = np.random.default_rng(1).normal(0, 0.1, 16000 * 10).astype(np.float32)
+    samples = np.random.default_rng(1).normal(0, 0.1, SAMPLE_RATE * 10).astype(np.float32)
     nothing, _ = whisper_cues(
         noise, samples, pl.DataFrame(schema=VOICE), sample_len=8, word_times=False
     )
@@ -43,7 +43,7 @@ def test_no_piece_ends_after_the_stretch_that_it_was_heard_in():
     assert words.select("start_s", "end_s", "text").rows() == [(3.0, 3.5, "go"), (6.0, 6.0, "on")]
 
 def test_the_same_sound_gives_the_same_text(noise):
-    samples = np.random.default_rng(2).normal(0, 0.1, 16000 * 5).astype(np.float32)
+    samples = np.random.default_rng(2).normal(0, 0.1, SAMPLE_RATE * 5).astype(np.float32)
     first, again = (
         whisper_cues(noise, samples, sample_len=8, word_times=False)[0] for _ in range(2)
     )
@@ -56,7 +56,7 @@ def test_signals_have_their_reasons():
         None, "held_for_silence", "improbable", "repeats_itself", None]
 
 def test_a_model_that_does_not_get_on_is_stopped(noise):
-    samples, guard = np.zeros(16000, np.float32), noise.encoder.register_forward_pre_hook(
+    samples, guard = np.zeros(SAMPLE_RATE, np.float32), noise.encoder.register_forward_pre_hook(
         lambda encoder, _: setattr(encoder, "windows", encoder.windows + 50))
     try:
         with pytest.raises(SpeechModelStuck):

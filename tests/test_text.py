@@ -3,7 +3,32 @@ import deescal.text as _module
 
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
+# %% ../nbs/05_text.ipynb #test_imports
+import pytest
+from hypothesis import given, strategies as st
+
+# %% ../nbs/05_text.ipynb #decode_test
+@given(st.binary(max_size=200))
+def test_any_bytes_decode(data):
+    text, encoding = decode(data)
+    assert isinstance(text, str) and (not data or encoding)
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be",
+                                      "utf-32", "utf-32-le", "utf-32-be",
+                                      "cp1252"])
+def test_text_survives_its_encoding(encoding):
+    text = "Sir? Stop there, please. “Où?” – né, he said."
+    assert decode(text.encode(encoding))[0] == text
+
+def test_a_damaged_byte_does_not_garble_a_whole_file():
+    text, encoding = decode("“Où?” “ça”".encode() + b" \xff.")
+    assert text == "“Où?” “ça” \ufffd." and encoding == "utf-8 damaged"
+
 # %% ../nbs/05_text.ipynb #counters_test
 def test_words_and_tokens_are_counted_alike_everywhere():
     counted = pl.DataFrame({"text": ["I don't know, officer!", "", "  two  words "]}).with_columns(count_words(), count_tokens())
     assert counted["words"].to_list() == [4, 0, 2] and counted["tokens"].to_list() == [8, 0, 2]
+
+def test_words_are_compared_without_case_and_dashes_with_their_apostrophes():
+    said = pl.DataFrame({"text": ["DON’T 'go' -- Jos\u00e9's_2", ""]}).select(plain_words())["word"]
+    assert said.to_list() == [["don't", "go", "jos\u00e9's", "2"], []]

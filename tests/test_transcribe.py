@@ -251,11 +251,23 @@ def test_tables_and_account_hold_every_video_and_cue(tmp_path):
 def test_speech_is_shown_only_of_sound_and_captions_that_ship(tmp_path):
     sound, captions = (path_sha256(CLIPS/f"youtube_9103{end}") for end in (".ogg", ".en.vtt"))
     def shown(sound, captions, root=project_root()):
-        return may_be_shown({"clip_sha256": sound}, {"caption_sha256": captions}, root)
+        return may_be_shown({"clip_sha256": sound, "caption_sha256": captions}, root)
     assert shown(sound, captions) and shown(sound, None)
     assert not any((
         shown(None, captions), shown(sound, "0" * 64), shown("0" * 64, captions),
         shown(None, None), shown(sound, None, tmp_path)))
+
+def test_a_clip_that_was_changed_after_the_harvest_is_not_shown_as_fiction(tmp_path):
+    clip = tmp_path/"youtube_9107.ogg"
+    clip.write_bytes((CLIPS/clip.name).read_bytes())
+    row = video(clip=clip.name, clip_sha256=path_sha256(clip))
+    def shown():
+        heard = transcript(row, tmp_path, lambda *_: toy_cues("why me", length=8.0))
+        assert heard["status"] == "ok" and heard["clip_sha256"] == path_sha256(clip)
+        return may_be_shown(heard, project_root())
+    assert shown()
+    clip.write_bytes((CLIPS/"youtube_9107.ogg").read_bytes() + b"\0")
+    assert not shown()
 
 # %% ../nbs/02_transcribe.ipynb #planted_test
 def test_a_model_that_talks_through_silence_is_found_out():

@@ -31,17 +31,14 @@ def test_the_damage_of_the_published_filter_is_undone(text):
 def test_the_messages_of_the_library_itself_are_known():
     from youtube_transcript_api import _errors as errors
     kinds = {
-        "ip_blocked": errors.IpBlocked, "request_blocked": errors.RequestBlocked,
-        "transcripts_disabled": errors.TranscriptsDisabled,
-        "video_unavailable": errors.VideoUnavailable, "invalid_video_id": errors.InvalidVideoId,
-        "age_restricted": errors.AgeRestricted, "po_token_required": errors.PoTokenRequired,
-        "not_translatable": errors.NotTranslatable}
-    for reason, kind in kinds.items():
+        errors.IpBlocked: "captions_blocked", errors.TranscriptsDisabled: "captions_disabled",
+        errors.VideoUnavailable: "video_unavailable", errors.AgeRestricted: "video_restricted"}
+    for kind, reason in kinds.items():
         for text in (
             f"[Error fetching transcript: {kind('abcdefghijk')}]", str(kind("abcdefghijk"))):
             assert caption_fault(text) == reason, reason
     blocked = errors.VideoUnplayable("abcdefghijk", "Private video", [])
-    assert caption_fault(f"[Error: {blocked}]") == "video_unplayable"
+    assert caption_fault(f"[Error: {blocked}]") == "video_unavailable"
 
 def test_what_somebody_says_is_a_caption_even_if_it_is_about_errors():
     for text in (
@@ -52,7 +49,7 @@ def test_what_somebody_says_is_a_caption_even_if_it_is_about_errors():
         caption_fault(t)
         for t in (
             "", " \n", "[Error fetching transcript: 7]",
-            "<!DOCTYPE html><p>")] == ["empty", "empty", "other_error", "html_page"]
+            "<!DOCTYPE html><p>")] == ["empty", "empty", "captions_failed", "html_page"]
 
 # %% ../nbs/00d_videolist.ipynb #typed_test
 odd = st.one_of(st.text(max_size=20), st.sampled_from(

@@ -114,8 +114,8 @@ def _papermill(job, output, stderr, config, only_page):
     A failing cell or a dead kernel is a `DeescalError`.
 
     What a cell prints is in the notebook. What the kernel's process prints past it (a kernel that is
-    told to stop may complain about its closed sockets) goes to the file `stderr`, and is shown where
-    the kernel died."""
+    told to stop may complain about its closed sockets) goes to the file `stderr`, and is told where
+    the kernel died and its words may be shown."""
     import_nbformat()
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -174,14 +174,22 @@ def _hide_words(path):
 # %% ../../nbs/appendix/A13_execute.ipynb #kernel_error
 def _kernel_error(job, notebook, stderr):
     """The `DeescalError` for a kernel that died, with the last of what it wrote to the file
-    `stderr`."""
+    `stderr` where the run's text may be shown."""
     said = stderr.read_text(errors="replace").strip()[-2000:]
+    told, again = "", "run the same command again: what has finished is kept"
+    if said and may_quote(job.run, job.stage.name):
+        told = ", and said:\n    " + said.replace("\n", "\n    ")
+    elif said:
+        told = " (what it said is not shown, since it may quote dialogue)"
+        again += (
+            ". Run by hand it says so on your own screen: "
+            "python -m papermill -k python3 --cwd nbs -f "
+            f"{job.params_file.relative_to(job.run.root)} nbs/{job.notebook.name} /dev/null")
     return DeescalError(
-        f"{job.name} stopped: its kernel died" + (
-            ", and said:\n    " + said.replace("\n", "\n    ") if said else ""),
+        f"{job.name} stopped: its kernel died{told}",
         where=notebook.relative_to(job.run.root),
         remedy=_room_remedy(job, said) or "look for what ended the process: too little memory is the usual "
-        "reason (see dmesg); then run the same command again: what has finished is kept")
+        f"reason (see dmesg); then {again}")
 
 # %% ../../nbs/appendix/A13_execute.ipynb #room_remedy
 def _room_remedy(job, said):

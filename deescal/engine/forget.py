@@ -35,7 +35,7 @@ def marks(run, video_id):
 
 def marked(names):
     "A regular expression (of Python and of polars) for text in which one of the `names` stands."
-    return rf"(?:^|\W)(?:{'|'.join(map(re.escape, names))})(?:\W|$)"
+    return rf"(?:^|[^\w-])(?:{'|'.join(map(re.escape, names))})(?:[^\w-]|$)"
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #known
 def known_videos(run):

@@ -4,9 +4,11 @@ import subprocess
 import sys
 
 import nbformat
+import polars as pl
 import pytest
 
 from deescal.engine.notebooks import lessons, notebook_parameters, tagged
+from deescal.engine.run import Run
 from deescal.engine.series import read_stages
 
 CANARY, NAME = "zebraquartz", "Quagmirella"
@@ -29,8 +31,15 @@ def shown(path):
     return json.dumps([c.get("outputs", []) for c in nb.cells if c.cell_type == "code"])
 
 
-@pytest.fixture(scope="module")
-def canary(checkout):
+def runs_and_shows_no_word(checkout, notebook, out, **parameters):
+    "Run a notebook by hand: neither what it shows nor what is said beside it holds a word of real data."
+    r = papermill(checkout, notebook, out, **parameters)
+    assert r.returncode == 0, f"{notebook}: {r.stderr[-2000:]}"
+    text = shown(out)
+    assert "Fictional" not in text and not any(w in text + r.stdout + r.stderr for w in (CANARY, NAME)), notebook
+
+
+def transcripts_with_canary(checkout):
     "A corpus that is not the fiction that ships: six dialogues in which every turn holds a word to be looked for."
     folder = checkout.root / "data/canary"
     folder.mkdir()
@@ -39,6 +48,24 @@ def canary(checkout):
                 for i in range(30)]
         (folder / f"youtube_{k}.csv").write_text("start_time,speaker_label,transcript\n" + "\n".join(rows) + "\n")
     return checkout
+
+
+def clips_with_canary(checkout):
+    """Two clips of the sample, one changed by a byte, with captions that are somebody's: cue after cue where a voice is
+    heard, and a loop."""
+    folder = checkout.root / "data/canary_clips"
+    folder.mkdir()
+    for name, more in (("youtube_9103", b""), ("youtube_9105", b"\0")):
+        sound = (checkout.root / f"data/clips/{name}.ogg").read_bytes()
+        (folder / f"{name}.ogg").write_bytes(sound + more)
+        cues = [f"00:{i:02}.000 --> 00:{i + 1:02}.000\n{CANARY} of {NAME}, number {i}\n" for i in range(8)]
+        loop = f"00:08.000 --> 00:10.000\n{f'{CANARY} {NAME} ' * 120}\n"
+        (folder / f"{name}.en.vtt").write_text("\n".join(["WEBVTT\n", *cues, loop]))
+
+
+@pytest.fixture(scope="module")
+def canary(checkout):
+    return transcripts_with_canary(checkout)
 
 
 def test_no_notebook_run_by_hand_shows_a_word_of_real_data(canary, tmp_path):
@@ -53,14 +80,36 @@ def test_no_notebook_run_by_hand_shows_a_word_of_real_data(canary, tmp_path):
         for part in parts:
             out = tmp_path / f"{stage.notebook}{part.get('system', '')}.ipynb"
             given = {k: v for k, v in (wanted | part).items() if k in declared}
-            r = papermill(canary, stage.notebook, out, **given)
-            assert r.returncode == 0, f"{stage.notebook}: {r.stderr[-2000:]}"
-            text = shown(out)
-            assert CANARY not in text and NAME not in text and "Fictional" not in text, stage.notebook
+            runs_and_shows_no_word(canary, stage.notebook, out, **given)
     data = canary.root / "data/runs/canary"
     for p in [*(canary.root / "figures/canary").rglob("*"), *(data / "cards").rglob("*"), *(data / "export").rglob("*")]:
         if p.suffix in (".json", ".csv", ".md", ".tex", ".txt", ".svg", ".html"):
             assert CANARY not in p.read_text() and NAME not in p.read_text(), p
+
+
+def test_what_real_clips_and_labels_say_shows_nowhere_before_the_corpus(new_checkout, tmp_path):
+    """Captions through 02, and transcripts with labels and the captions again through 05, by plain papermill; then an
+    error in each whose message holds their words."""
+    c = transcripts_with_canary(new_checkout)
+    clips_with_canary(c)
+    given = {"run_name": "canary", "lesson": False}
+    out = tmp_path / "o.ipynb"
+    runs_and_shows_no_word(c, "01_harvest", out, clips="data/canary_clips", **given)
+    runs_and_shows_no_word(c, "02_transcribe", out, show_text=True, **given)
+    runs_and_shows_no_word(c, "05_diarize", out, labelled="data/canary", **given)
+    run = Run("canary", root=c.root)
+    cues, segments = run.read("cues"), run.read("segments")
+    heard = cues.filter(pl.col("heard").str.contains(CANARY))
+    assert set(heard["video_id"]) == {"youtube_9103", "youtube_9105"} and "loop_cut" in heard["reason"]
+    assert all(segments.filter(method=m)["text"].str.contains(CANARY).any() for m in ("local", "labelled"))
+    for stage, words in (("02_transcribe", "run.read('cues')['heard']"), ("05_diarize", "run.read('segments')['text']")):
+        path = c.root / f"nbs/{stage}.ipynb"
+        nb = nbformat.read(path, as_version=4)
+        next(cell for cell in nb.cells if cell.id == "run_it").source = f"raise KeyError(' '.join({words}))"
+        nbformat.write(nb, path)
+        r = papermill(c, stage, out, **given)
+        assert r.returncode and "KeyError" in r.stderr and "not shown" in r.stderr, r.stderr[-2000:]
+        assert not any(w in out.read_text() + r.stdout + r.stderr for w in (CANARY, NAME)), stage
 
 
 def test_an_error_about_real_data_is_told_without_its_words(canary):

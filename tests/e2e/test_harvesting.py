@@ -225,7 +225,7 @@ def test_the_released_list_is_read_whole():
     tables = harvest_tables(found, "released", find_clips([], ROOT))
     videos = tables["videos"]
     assert len(videos) == found.count == 2103 and len(tables["harvest_rejects"]) == 0
-    assert dict(videos.group_by("caption_reason").len().rows()) == {None: 12, "ip_blocked": 166, "empty": 1925}
+    assert dict(videos.group_by("caption_reason").len().rows()) == {None: 12, "captions_blocked": 166, "empty": 1925}
     assert not videos["caption"].drop_nulls().str.contains("Could not retrieve a transcript|Error fetching").any()
     assert videos.select("duration_s", "views", "uploaded", "title").null_count().sum_horizontal()[0] == 0
     accounting = harvest_accounting(found.count, tables)

@@ -207,13 +207,38 @@ def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
     assert set(c.records()) == {"06_corpus"}, "a job runs no tests"
 
 
-def test_a_kernel_that_dies_is_an_error_with_its_last_words(new_checkout):
-    edit_cell(new_checkout.root / "nbs/06_corpus.ipynb", "run_it",
-              lambda s: "import os\nos.write(2, b'last words')\nos.abort()")
-    r = new_checkout.deescal("job", "06_corpus", "--profile", "micro", ok=False)
-    assert (r.returncode and "06_corpus stopped: its kernel died, and said" in r.stderr and "last words" in r.stderr
+DIES = "import os\nos.write(2, b'last words')\nos.abort()"
+
+
+def test_a_kernel_that_dies_is_an_error_with_its_last_words_on_fiction(new_checkout):
+    c = new_checkout
+    c.deescal("job", "06_corpus", "--profile", "micro", "--data", "data/planted")
+    edit_cell(c.root / "nbs/07_audit.ipynb", "run_it", lambda s: DIES)
+    r = c.deescal("job", "07_audit", "--profile", "micro", "--data", "data/planted", ok=False)
+    assert (r.returncode and "07_audit stopped: its kernel died, and said" in r.stderr and "last words" in r.stderr
             and "remedy" in r.stderr)
-    assert "Traceback" not in r.stderr and not new_checkout.records()
+    assert "Traceback" not in r.stderr and set(c.records()) == {"06_corpus"}
+
+
+@pytest.mark.parametrize("stage", ["06_corpus", "07_audit"])
+def test_last_words_that_may_be_of_real_people_are_told_by_hand_only(new_checkout, stage):
+    "Before the corpus is read nobody knows whose they are; behind it they are of data that is not fiction."
+    c, given = new_checkout, ["--profile", "micro", "--data", "data/real"]
+    (c.root / "data/real").mkdir()
+    (c.root / "data/real/youtube_1.csv").write_text(
+        "start_time,speaker_label,transcript\n0:01,Officer,Step out.\n0:02,Dale,Why me?\n")
+    if stage != "06_corpus":
+        c.deescal("job", "06_corpus", *given)
+    edit_cell(c.root / f"nbs/{stage}.ipynb", "run_it", lambda s: DIES)
+    r = c.deescal("job", stage, *given, ok=False)
+    said = " ".join((r.stdout + r.stderr).split())
+    assert r.returncode and f"{stage} stopped: its kernel died (what it said is not shown" in said
+    for p in (p for f in ("data/runs", "figures") for p in (c.root / f / "micro").rglob("*") if p.is_file()):
+        assert p.suffix == ".ipynb" or b"last words" not in p.read_bytes(), p  # there it stands in the cell itself
+    assert "last words" not in said
+    command = re.search(r"(papermill .*? nbs/\S+ \S+)", said)[1].split()
+    by_hand = subprocess.run([sys.executable, "-m", *command], cwd=c.root, env=c.env, capture_output=True, text=True)
+    assert by_hand.returncode and "last words" in by_hand.stderr
 
 
 HOSTILE = "zebraquartz <img src=x onerror=alert(1)> & \\textbf{x} | $1"
