@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +23,17 @@ def copy_checkout(target):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target
+
+
+def edit_cell(root, notebook, cell_id, change):
+    "Put `change(source)` in the place of a cell's source in a notebook of the checkout at `root`."
+    path = root / f"nbs/{notebook}.ipynb"
+    nb = nbformat.read(path, as_version=4)
+    cell = next(c for c in nb.cells if c.id == cell_id)
+    changed = change(cell.source)
+    assert changed != cell.source, f"{notebook}: the edit of {cell_id} changes nothing"
+    cell.source = changed
+    nbformat.write(nb, path)
 
 
 NOTE_LOADED = """

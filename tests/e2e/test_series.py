@@ -13,17 +13,11 @@ import polars as pl
 import psutil
 import pytest
 
+from conftest import edit_cell
 from deescal.engine.jobs import resolve
 
 JOBS = {j.name for j in resolve("micro")}
 BEFORE = {name for name in JOBS if name < "06_corpus"}
-
-
-def edit_cell(path, cell_id, change):
-    nb = nbformat.read(path, as_version=4)
-    cell = next(c for c in nb.cells if c.id == cell_id)
-    cell.source = change(cell.source)
-    nbformat.write(nb, path)
 
 
 def test_a_fresh_checkout_executes_every_stage_and_ends_with_the_report(checkout):
@@ -47,7 +41,7 @@ def test_nothing_changed_nothing_runs(checkout):
 def test_editing_prose_reruns_nothing(checkout):
     before = checkout.records()
     for name, cell in (("06_corpus", "roles_md"), ("14_report", "title")):
-        edit_cell(checkout.root / f"nbs/{name}.ipynb", cell, lambda s: s + "\n\nOne more sentence.")
+        edit_cell(checkout.root, name, cell, lambda s: s + "\n\nOne more sentence.")
     module = checkout.root / "deescal/corpus.py"
     module.write_text(module.read_text() + "\n# a comment\n")
     assert "nothing was run" in checkout.reproduce().stdout and checkout.ran(before) == set()
@@ -208,7 +202,7 @@ def test_a_planted_failing_test_fails_pytest_and_the_notebook(new_checkout):
 
 
 def test_a_kernel_that_dies_is_an_error_with_its_last_words(new_checkout):
-    edit_cell(new_checkout.root / "nbs/06_corpus.ipynb", "run_it",
+    edit_cell(new_checkout.root, "06_corpus", "run_it",
               lambda s: "import os\nos.write(2, b'last words')\nos.abort()")
     r = new_checkout.deescal("job", "06_corpus", "--profile", "micro", ok=False)
     assert (r.returncode and "06_corpus stopped: its kernel died, and said" in r.stderr and "last words" in r.stderr
