@@ -198,7 +198,7 @@ def read_made(path, scenario_id, said):
 
 # %% ../nbs/05_diarize.ipynb #rounds
 HOPELESS = ("key_refused", "quota", "no_such_model", "budget", "no_llm", "unreachable",
-            "no_words", "no_times", "unreadable_file")
+            "rate_limit", "server_error", "no_words", "no_times", "unreadable_file")
 
 def answers_in_rounds(wholes, method, faults, longest, overlap, rounds=3, shortest=20.0):
     """({Chunk: (segments or None, fault)}, chunks asked by scenario) for the recordings `wholes`

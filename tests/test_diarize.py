@@ -46,13 +46,14 @@ def test_an_answer_that_never_gets_better_is_rejected_by_its_fault():
     done, asked = answers_in_rounds([whole], never, checker({}), 1200, 10)
     assert put_together(whole, done, checker({})) == (None, "loop") and asked["s"] == 7
 
-def test_what_smaller_pieces_cannot_mend_is_not_asked_again():
+@pytest.mark.parametrize("why", ["budget", "server_error", "rate_limit"])
+def test_what_smaller_pieces_cannot_mend_is_not_asked_again(why):
     calls = []
     def broke(chunks):
         calls.append(len(chunks))
-        return [(None, "budget") for _ in chunks]
-    done, _ = answers_in_rounds([Chunk("s", 0.0, 100.0)], broke, checker({}), 30, 5)
-    assert calls == [4] and {fault for _, fault in done.values()} == {"budget"}
+        return [(None, why) for _ in chunks]
+    done, _ = answers_in_rounds([Chunk("s", 0.0, 100.0)], broke, checker({}), 60, 5)
+    assert calls == [2] and {fault for _, fault in done.values()} == {why}
 
 def test_a_silent_stretch_may_be_empty_and_a_silent_clip_is_rejected():
     voice = pl.DataFrame({"start_s": [1.0], "end_s": [9.0]})
