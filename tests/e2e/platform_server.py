@@ -4,10 +4,10 @@
         from_network(listed, folder, ["youtube"], loopback=server.base)      # yt-dlp's own generic extractor
         fetch_captions("a1", limited_session(to_loopback(requests.Session(), server.base)))
 """
+import contextlib
 import json
 import threading
 import time
-from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from xml.sax.saxutils import escape
 
@@ -48,10 +48,6 @@ class Platform(Loopback):
         self.asked = []                 # paths, in order
         super().__init__(Answer)
 
-    def times_asked(self, path="/"):
-        "How often each path that begins with `path` was asked for; what is behind it -> times."
-        return Counter(p.removeprefix(path) for p in list(self.asked) if p.startswith(path))
-
     def answer(self, path):
         "(kind, body) of what a path holds."
         name = path.rpartition("=")[2]
@@ -88,7 +84,8 @@ class Answer(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # who asked was killed
+                self.wfile.write(body)
 
     def do_GET(self):
         self.put(*self.server.answer(self.path))

@@ -1,16 +1,13 @@
 "The whole series on eight scenarios: what runs, what does not run again, and what a report holds."
-import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 
 import nbformat
 import polars as pl
-import psutil
 import pytest
 
 from conftest import edit_cell
@@ -113,27 +110,15 @@ def test_a_table_changed_on_disk_is_made_again(checkout):
     assert checkout.ran(before) == {"07_audit"} and path.read_bytes() == whole
 
 
-def start_and_kill(checkout, run, when, *args):
-    "Start a run and SIGKILL all of its processes (Snakemake, jobs, kernels: sessions of their own) once `when()` holds."
-    p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), cwd=checkout.root,
-                         env=checkout.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    limit = time.monotonic() + 120
-    while not when() and time.monotonic() < limit and p.poll() is None:
-        time.sleep(0.02)
-    assert p.poll() is None, "the run ended before it could be killed"
-    everything = [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]
-    for process in everything:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(everything, 30)
-    p.wait()
+def kill(checkout, run, when, *args):
+    checkout.kill(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), when)
 
 
 def test_a_killed_run_is_completed_without_repeating_anything_and_gives_the_same_bytes(checkout):
     data, figures = checkout.root / "data/runs/killed", checkout.root / "figures/killed/notebooks"
-    start_and_kill(checkout, "killed", lambda: (figures / "06_corpus.failed.ipynb").exists())
+    kill(checkout, "killed", lambda: (figures / "06_corpus.failed.ipynb").exists())
     assert set(checkout.records("killed")) == BEFORE
-    start_and_kill(checkout, "killed", lambda: (figures / "07_audit.failed.ipynb").exists())
+    kill(checkout, "killed", lambda: (figures / "07_audit.failed.ipynb").exists())
     finished = checkout.records("killed")
     assert set(finished) == BEFORE | {"06_corpus"}
     assert f"Executed {len(JOBS) - len(finished)} of {len(JOBS)} jobs" in checkout.reproduce("--run", "killed").stdout
@@ -153,7 +138,7 @@ def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_a
     def shards(n): return lambda: len(list((data / "work/generate-tiny-tuned").glob("*/*.parquet"))) >= n
     for when in (checkpoint("base", 20), checkpoint("finetune", 35), checkpoint("finetune", 70),
                  checkpoint("finetune", 140), shards(1), shards(2), shards(3)):
-        start_and_kill(checkout, "often", when, *args)
+        kill(checkout, "often", when, *args)
     checkout.reproduce("--run", "often", *args)
     whole = checkout.root / "data/runs/micro"
     for name in ("base/tiny/model.safetensors", "adapter/tiny/adapter_model.safetensors"):
