@@ -197,7 +197,7 @@ def read_made(path, scenario_id, said):
     return (segments.filter(pl.col("text") != ""), ""), rejects
 
 # %% ../nbs/05_diarize.ipynb #rounds
-HOPELESS = PASSING_FAULTS | {"no_words", "no_times"}  # not mended by smaller pieces
+HOPELESS = PASSING_FAULTS | {"no_words", "no_times", "unreadable_file"}  # not mended by smaller pieces
 
 def answers_in_rounds(wholes, method, faults, longest, overlap, rounds=3, shortest=20.0):
     """({Chunk: (segments or None, fault)}, chunks asked by scenario) for the recordings `wholes`

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Source', 'channel_table', 'found_of', 'from_archive', 'from_released', 'from_network', 'find_clips', 'clip_hashes',
-           'harvest_tables', 'harvest_accounting', 'faults_that_may_pass', 'leave_out_forgotten', 'listed_still',
-           'switched_on', 'facts', 'egress']
+           'with_removed', 'harvest_tables', 'harvest_accounting', 'faults_that_may_pass', 'leave_out_forgotten',
+           'listed_still', 'switched_on', 'facts', 'egress']
 
 # %% ../nbs/01_harvest.ipynb #imports
-import os
+import json, os
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ import polars as pl
 
 from .addresses import video_key
 from .engine.errors import InputError
-from .engine.files import digest, path_sha256
+from .engine.files import digest, path_sha256, write_text
 from .engine.run import account, without_forgotten
 from .platforms import TERMS, fetch_audio, harvest_network, js_runtime
 from .videolist import (
@@ -132,6 +132,20 @@ def clip_hashes(clips):
     ]
     return (pl.Series("clip_sha256", [path_sha256(c) for c in clips], dtype=pl.String),
             pl.Series("captions_sha256", captions, dtype=pl.String))
+
+# %% ../nbs/01_harvest.ipynb #with_removed
+def with_removed(clips, folder, root):
+    """`clips`, and those that lay in `folder`/audio and were removed since, as they were.
+
+    What lies there now is noted in `folder`/clips, a file a video."""
+    audio, notes = os.path.relpath(Path(folder)/"audio", root), Path(folder)/"clips"
+    fetched = clips.filter(pl.col("clip").str.starts_with(f"{audio}/"))
+    for clip in fetched.to_dicts():  # a loop over files
+        note = clip | {"clip": Path(clip["clip"]).name}
+        write_text(notes/f"{clip['video_id']}.json", json.dumps(note))
+    known = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(notes.glob("*.json"))]
+    gone = pl.DataFrame(known, schema=clips.schema).join(clips, on="video_id", how="anti")
+    return pl.concat([clips, gone.with_columns(clip=pl.lit(f"{audio}/") + pl.col("clip"))])
 
 # %% ../nbs/01_harvest.ipynb #harvest_tables
 def harvest_tables(found, source, clips):

@@ -17,6 +17,18 @@ def test_of_a_progress_bar_the_end_is_kept():
     one, two, three = settle_streams(out)
     assert one.text == "note\nbar: 100%\n" and two.text == "said\n" and three.output_type == "display_data"
 
+# %% ../nbs/appendix/A13_execute.ipynb #environment_test
+def test_only_the_kernel_of_a_job_that_sends_nothing_is_kept_from_the_hub(monkeypatch):
+    from deescal.engine.jobs import resolve
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    before = dict(os.environ)
+    def told(**over):
+        job = next(j for j in resolve("micro", over) if j.stage.name == "transcribe")
+        return kernel_environment(job).get("HF_HUB_OFFLINE"), bool(could_send(job))
+    assert told() == ("1", False)
+    assert told(**{"transcribe.fetch": True, "transcribe.method": "auto"}) == (None, True)
+    assert dict(os.environ) == before
+
 # %% ../nbs/appendix/A13_execute.ipynb #execute_test
 def test_what_is_run_depends_on_lesson_and_page_and_never_includes_tests():
     assert "test" not in kinds_to_run(True, False) and "example" not in kinds_to_run(False, False)

@@ -4,11 +4,9 @@ import deescal.harvest as _module
 globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__")})
 
 # %% ../nbs/01_harvest.ipynb #test_imports
-import json
-
 import pytest
 
-from deescal.engine.files import digest, project_root, write_text
+from deescal.engine.files import project_root
 from deescal.engine.run import Run
 
 # %% ../nbs/01_harvest.ipynb #tables_test
@@ -82,6 +80,22 @@ def test_a_released_list_becomes_the_same_tables(tmp_path):
         tables["channels"].select("status", "videos").rows() == [("ok", 2)]
         and len(tables["harvest_rejects"]) == 1)
     assert harvest_accounting(2, tables).filter(unit="caption")["count"].to_list() == [1, 1]
+
+# %% ../nbs/01_harvest.ipynb #with_removed_test
+def test_a_clip_whose_sound_was_removed_is_the_clip_it_was_until_another_is_there(tmp_path):
+    def clips():
+        found = find_clips([tmp_path/"own", tmp_path/"harvest/audio"], tmp_path)
+        return {r[0]: r[1:] for r in with_removed(found, tmp_path/"harvest", tmp_path).rows()}
+    assert clips() == {}
+    for name in ("harvest/audio/youtube_1.ogg", "harvest/audio/youtube_2.ogg", "own/youtube_3.ogg"):
+        write_text(tmp_path/name, name)
+    before = clips()
+    for path in tmp_path.rglob("*.ogg"): path.unlink()
+    assert before.pop("youtube_3") and clips() == before and len(before) == 2
+    write_text(tmp_path/"harvest/audio/youtube_1.ogg", "other bytes")
+    write_text(tmp_path/"own/youtube_2.ogg", "mine")
+    now = clips()
+    assert now["youtube_1"][1] != before["youtube_1"][1] and now["youtube_2"][0] == "own/youtube_2.ogg"
 
 # %% ../nbs/01_harvest.ipynb #forgotten_test
 def test_a_forgotten_video_is_left_out_of_every_table_and_counted(tmp_path):

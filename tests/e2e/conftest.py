@@ -1,12 +1,16 @@
 "A checkout of its own, and one finished micro run in it, shared by all end-to-end tests."
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import nbformat
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +26,17 @@ def copy_checkout(target):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target
+
+
+def edit_cell(root, notebook, cell_id, change):
+    "Put `change(source)` in the place of a cell's source in a notebook of the checkout at `root`."
+    path = root / f"nbs/{notebook}.ipynb"
+    nb = nbformat.read(path, as_version=4)
+    cell = next(c for c in nb.cells if c.id == cell_id)
+    changed = change(cell.source)
+    assert changed != cell.source, f"{notebook}: the edit of {cell_id} changes nothing"
+    cell.source = changed
+    nbformat.write(nb, path)
 
 
 NOTE_LOADED = """
@@ -51,6 +66,16 @@ sys.meta_path.insert(0, Note())
 """
 
 
+AS_FAR_AS = """
+import sys
+from deescal.engine import cli
+stage, *args = sys.argv[1:]
+jobs, failed = cli.bring_up(cli.parser().parse_args(["reproduce", *args]), [stage])
+cli.tell(failed)
+sys.exit(bool(failed))
+"""
+
+
 class Checkout:
     "A copy of the project in which commands run in processes of their own."
 
@@ -71,6 +96,26 @@ class Checkout:
 
     def reproduce(self, *args, ok=True):
         return self.deescal("reproduce", "--profile", "micro", *args, ok=ok)
+
+    def as_far_as(self, stage, *args):
+        "The command that runs the series on the profile micro, as `reproduce` does, but only what `stage` needs."
+        return [sys.executable, "-c", AS_FAR_AS, stage, "--profile", "micro", *args]
+
+    def kill(self, command, when):
+        "Start a run and SIGKILL all of its processes (Snakemake, jobs, kernels: sessions of their own) once `when()` holds."
+        p = subprocess.Popen(command, cwd=self.root, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             start_new_session=True)
+        limit = time.monotonic() + 120
+        while not (there := when()) and time.monotonic() < limit and p.poll() is None:
+            time.sleep(0.02)
+        assert p.poll() is None, "the run ended before it could be killed"
+        everything = [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]
+        for process in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(everything, 30)
+        p.wait()
+        assert there, "what the kill was to come after did not come"
 
     def records(self, run="micro"):
         found = sorted((self.root / "data/runs" / run / "jobs").glob("*.json"))

@@ -90,6 +90,13 @@ def error_body(path, status, message, code=None):
     return {"error": {"message": message, "type": code, "code": code}}
 
 
+def heard_answer(*turns, speakers=None):
+    "What a model that listens answers: turns of (start as MM:SS, text, number of the voice)."
+    speakers = speakers or [{"voice": v, "name": "", "company": "", "position": p, "role": ""} for v, p in (
+        (1, "Officer"), (2, ""))]
+    return json.dumps({"turns": [{"start": s, "text": t, "voice": v} for s, t, v in turns], "speakers": speakers})
+
+
 class LLMServer:
     def __init__(self, answer=None, fault=None, latency=0.0, thinking=0, slow=3.0):
         self.answer, self.fault, self.latency, self.thinking, self.slow = answer, fault, latency, thinking, slow

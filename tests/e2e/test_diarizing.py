@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import soundfile
-from llm_server import LLMServer
+from llm_server import LLMServer, heard_answer
 
 from deescal.audio import SAMPLE_RATE, decode_audio, speech_probability, voice_stretches
 from deescal.chunks import Chunk
@@ -114,12 +114,6 @@ def test_a_long_recording_in_chunks_keeps_its_voices_and_its_words(tmp_path):
 
 
 # --- a model that listens -----------------------------------------------------------------------------------------
-
-def heard_answer(*turns, speakers=None):
-    speakers = speakers or [{"voice": v, "name": "", "company": "", "position": p, "role": ""} for v, p in (
-        (1, "Officer"), (2, ""))]
-    return json.dumps({"turns": [{"start": s, "text": t, "voice": v} for s, t, v in turns], "speakers": speakers})
-
 
 GOOD = heard_answer(("00:01", "Good evening, I stopped you for your light.", 1), ("00:08", "Are you serious?", 2),
                     ("00:14", "License, please.", 1), ("00:25", "Fine.", 2), ("00:31", "Thank you.", 2))

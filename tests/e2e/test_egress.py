@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from conftest import edit_cell
 from deescal.engine.closure import import_closure, packages_named
 from deescal.engine.execute import could_send
 from deescal.engine.files import project_root
@@ -80,6 +81,25 @@ def test_a_process_that_asks_for_a_host_is_noticed(island):
     assert r.returncode and "gaierror" in r.stderr
     with pytest.raises(AssertionError, match="example.org"):
         stayed_at_home(island)
+
+
+ONE_JOB = """
+import os
+from deescal.engine.execute import run_job
+from deescal.engine.jobs import resolve
+before = dict(os.environ)
+assert [run_job(j) for j in resolve("micro")[:1]] == ["done"]
+assert dict(os.environ) == before, set(os.environ) ^ set(before)
+"""
+
+
+def test_what_a_kernel_is_told_stays_out_of_the_process_that_started_it(new_checkout):
+    "Or the next job of that process, which may ask the network, would be told that it must not."
+    root, env = new_checkout.root, {k: v for k, v in new_checkout.env.items() if k != "HF_HUB_OFFLINE"}
+    edit_cell(root, "01_harvest", "run_it", lambda s: f"{s}\nimport os\nrun.path('told').write_text(os.environ['HF_HUB_OFFLINE'])")
+    r = subprocess.run([sys.executable, "-c", ONE_JOB], cwd=root, env=env, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+    assert (root / "told").read_text() == "1"
 
 
 def test_a_stage_that_imports_what_can_send_declares_its_way_out():

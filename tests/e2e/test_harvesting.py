@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import polars as pl
 import pytest
+from platform_server import Loopback, Platform
 
 from deescal.engine.files import path_sha256
 from deescal.harvest import find_clips, from_network, from_released, harvest_accounting, harvest_tables
@@ -22,58 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("DEESCAL_DATA") or ROOT.parent / "shared" / "data" / "deescalwild")
 RELEASED = SHARED / "sources" / "youtube_videos.csv"
 needs_list = pytest.mark.skipif(not RELEASED.is_file(), reason=f"no sources/{RELEASED.name} in DEESCAL_DATA=<folder>")
-
-PAGE = """<html><head><script type="application/ld+json">{{"@context": "https://schema.org", "@type": "VideoObject",
-"name": "{}", "duration": "PT9S", "contentUrl": "{}/clip.mp4", "author": "Oak"}}</script></head><body></body></html>"""
-
-
-class Platform(ThreadingHTTPServer):
-    "A platform on loopback: /@<channel>/videos lists, /watch?v=<id> describes a video, after a short while."
-
-    daemon_threads = True
-
-    def __init__(self, channels, slow=0.0, fail=()):
-        self.channels, self.slow, self.fail, self.asked = channels, slow, dict(fail), []
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.base = f"http://127.0.0.1:{self.server_address[1]}"
-
-    def __enter__(self):
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *a):
-        self.shutdown()
-        self.server_close()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *a):
-        pass
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        s = self.server
-        kind, body = "text/html", PAGE.format(self.path.split("=")[-1], s.base)
-        if self.path in s.channels:
-            links = [v if "://" in v or ":" in v else f"{s.base}/watch?v={v}" for v in s.channels[self.path]]
-            items = "".join(f"<item><title>t</title><link>{link}</link></item>" for link in links)
-            kind = "application/rss+xml"
-            body = f'<?xml version="1.0"?><rss version="2.0"><channel>{items}</channel></rss>'
-        if self.path == "/clip.mp4":
-            kind, body = "video/mp4", "\0" * 2000
-        if self.command == "GET":
-            s.asked.append(self.path)
-            time.sleep(s.slow)
-        status = s.fail.get(self.path, 200)
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body.encode())
-
 
 CODE = """
 import json, sys
@@ -241,10 +189,6 @@ def test_what_the_published_filter_broke_in_the_released_list_comes_back():
     assert broken.select("title", "channel", "caption").equals(whole.select("title", "channel", "caption"))
 
 
-class Dataverse(ThreadingHTTPServer):
-    daemon_threads = True
-
-
 def test_fetching_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path):
     head = "start_time,speaker_label,transcript\n"
     files = {f"youtube_{i}.csv": f"{head}0:01,A,{i}{'x' * 400_000}\n".encode() for i in range(30)}
@@ -276,10 +220,8 @@ def test_fetching_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path):
             except ConnectionError:
                 pass
 
-    with Dataverse(("127.0.0.1", 0), Answer) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        base = f"http://127.0.0.1:{server.server_address[1]}"
-        command = [sys.executable, "-m", "deescal.fetch", "--to", str(tmp_path), "--server", base]
+    with Loopback(Answer) as server:
+        command = [sys.executable, "-m", "deescal.fetch", "--to", str(tmp_path), "--server", server.base]
         kills = 0
         for wanted in (3, 10, 20):
             process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -292,7 +234,6 @@ def test_fetching_that_is_killed_goes_on_and_ends_with_the_same_files(tmp_path):
             assert all(p.read_bytes() == files[p.name] for p in tmp_path.glob("train/*.csv"))
         last = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert last.returncode == 0, last.stderr[-2000:]
-        server.shutdown()
     assert {p.name: p.read_bytes() for p in tmp_path.glob("train/*.csv")} == files
     assert kills >= 2 and len(asked) <= len(files) + 4 * kills  # a kill costs no more than what was under way
 

@@ -1,29 +1,20 @@
 "The whole series on eight scenarios: what runs, what does not run again, and what a report holds."
-import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import time
 
 import nbformat
 import polars as pl
-import psutil
 import pytest
 
+from conftest import edit_cell
 from deescal.engine.jobs import resolve
 
 JOBS = {j.name for j in resolve("micro")}
 BEFORE = {name for name in JOBS if name < "06_corpus"}
-
-
-def edit_cell(path, cell_id, change):
-    nb = nbformat.read(path, as_version=4)
-    cell = next(c for c in nb.cells if c.id == cell_id)
-    cell.source = change(cell.source)
-    nbformat.write(nb, path)
 
 
 def test_a_fresh_checkout_executes_every_stage_and_ends_with_the_report(checkout):
@@ -47,7 +38,7 @@ def test_nothing_changed_nothing_runs(checkout):
 def test_editing_prose_reruns_nothing(checkout):
     before = checkout.records()
     for name, cell in (("06_corpus", "roles_md"), ("14_report", "title")):
-        edit_cell(checkout.root / f"nbs/{name}.ipynb", cell, lambda s: s + "\n\nOne more sentence.")
+        edit_cell(checkout.root, name, cell, lambda s: s + "\n\nOne more sentence.")
     module = checkout.root / "deescal/corpus.py"
     module.write_text(module.read_text() + "\n# a comment\n")
     assert "nothing was run" in checkout.reproduce().stdout and checkout.ran(before) == set()
@@ -119,27 +110,15 @@ def test_a_table_changed_on_disk_is_made_again(checkout):
     assert checkout.ran(before) == {"07_audit"} and path.read_bytes() == whole
 
 
-def start_and_kill(checkout, run, when, *args):
-    "Start a run and SIGKILL all of its processes (Snakemake, jobs, kernels: sessions of their own) once `when()` holds."
-    p = subprocess.Popen(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), cwd=checkout.root,
-                         env=checkout.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    limit = time.monotonic() + 120
-    while not when() and time.monotonic() < limit and p.poll() is None:
-        time.sleep(0.02)
-    assert p.poll() is None, "the run ended before it could be killed"
-    everything = [psutil.Process(p.pid), *psutil.Process(p.pid).children(recursive=True)]
-    for process in everything:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(everything, 30)
-    p.wait()
+def kill(checkout, run, when, *args):
+    checkout.kill(checkout.command("reproduce", "--profile", "micro", "--run", run, *args), when)
 
 
 def test_a_killed_run_is_completed_without_repeating_anything_and_gives_the_same_bytes(checkout):
     data, figures = checkout.root / "data/runs/killed", checkout.root / "figures/killed/notebooks"
-    start_and_kill(checkout, "killed", lambda: (figures / "06_corpus.failed.ipynb").exists())
+    kill(checkout, "killed", lambda: (figures / "06_corpus.failed.ipynb").exists())
     assert set(checkout.records("killed")) == BEFORE
-    start_and_kill(checkout, "killed", lambda: (figures / "07_audit.failed.ipynb").exists())
+    kill(checkout, "killed", lambda: (figures / "07_audit.failed.ipynb").exists())
     finished = checkout.records("killed")
     assert set(finished) == BEFORE | {"06_corpus"}
     assert f"Executed {len(JOBS) - len(finished)} of {len(JOBS)} jobs" in checkout.reproduce("--run", "killed").stdout
@@ -159,7 +138,7 @@ def test_a_run_killed_three_times_in_training_and_in_generation_gives_the_same_a
     def shards(n): return lambda: len(list((data / "work/generate-tiny-tuned").glob("*/*.parquet"))) >= n
     for when in (checkpoint("base", 20), checkpoint("finetune", 35), checkpoint("finetune", 70),
                  checkpoint("finetune", 140), shards(1), shards(2), shards(3)):
-        start_and_kill(checkout, "often", when, *args)
+        kill(checkout, "often", when, *args)
     checkout.reproduce("--run", "often", *args)
     whole = checkout.root / "data/runs/micro"
     for name in ("base/tiny/model.safetensors", "adapter/tiny/adapter_model.safetensors"):
@@ -213,7 +192,7 @@ DIES = "import os\nos.write(2, b'last words')\nos.abort()"
 def test_a_kernel_that_dies_is_an_error_with_its_last_words_on_fiction(new_checkout):
     c = new_checkout
     c.deescal("job", "06_corpus", "--profile", "micro", "--data", "data/planted")
-    edit_cell(c.root / "nbs/07_audit.ipynb", "run_it", lambda s: DIES)
+    edit_cell(c.root, "07_audit", "run_it", lambda s: DIES)
     r = c.deescal("job", "07_audit", "--profile", "micro", "--data", "data/planted", ok=False)
     assert (r.returncode and "07_audit stopped: its kernel died, and said" in r.stderr and "last words" in r.stderr
             and "remedy" in r.stderr)
@@ -229,7 +208,7 @@ def test_last_words_that_may_be_of_real_people_are_told_by_hand_only(new_checkou
         "start_time,speaker_label,transcript\n0:01,Officer,Step out.\n0:02,Dale,Why me?\n")
     if stage != "06_corpus":
         c.deescal("job", "06_corpus", *given)
-    edit_cell(c.root / f"nbs/{stage}.ipynb", "run_it", lambda s: DIES)
+    edit_cell(c.root, stage, "run_it", lambda s: DIES)
     r = c.deescal("job", stage, *given, ok=False)
     said = " ".join((r.stdout + r.stderr).split())
     assert r.returncode and f"{stage} stopped: its kernel died (what it said is not shown" in said

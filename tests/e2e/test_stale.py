@@ -9,7 +9,7 @@ import sys
 import nbformat
 import pytest
 
-from conftest import Checkout
+from conftest import Checkout, edit_cell
 from deescal.engine.closure import import_closure
 from deescal.engine.jobs import page_stale, resolve, stale
 
@@ -52,15 +52,6 @@ def edit_module(root, name, old, new):
     text = path.read_text()
     assert old in text, f"{name} has no {old!r}"
     path.write_text(text.replace(old, new, 1))
-
-
-def edit_cell(root, notebook, cell_id, change):
-    path = root / f"nbs/{notebook}.ipynb"
-    nb = nbformat.read(path, as_version=4)
-    cell = next(c for c in nb.cells if c.id == cell_id)
-    assert change(cell.source) != cell.source
-    cell.source = change(cell.source)
-    nbformat.write(nb, path)
 
 
 def add_line(line):
