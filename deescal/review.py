@@ -69,8 +69,8 @@ def _row_fault(row, verdicts=VERDICTS):
             return f"{column} is {row[column]!r}, which is not of type {kind}"
     try:
         "".join(v for v in row.values() if isinstance(v, str)).encode()
-        datetime.fromisoformat(row["at"])
         if row["reviewer"] != reviewer_name(row["reviewer"]): return "reviewer has blanks around it"
+        datetime.fromisoformat(row["at"])
     except (InputError, ValueError) as error: return str(getattr(error, "what", error))
     if not row["video_id"]: return "video_id is empty"
     if row["verdict"] not in verdicts: return f"verdict is {row['verdict']!r}, not one of {verdicts}"
