@@ -39,7 +39,7 @@ setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], license="Apache-2.0",
     author=cfg["author"], python_requires=f">={cfg['min_python']},<3.13", cmdclass={"build_py": BuildPy},
     packages=find_packages(include=["deescal", "deescal.*"]),
-    package_data={"deescal": ["roles.json", "*.csv"], "deescal.engine": templates(ROOT / "deescal" / "engine")},
+    package_data={"deescal": ["roles.json", "*.csv", "reviewpage.*s"], "deescal.engine": templates(ROOT / "deescal" / "engine")},
     install_requires=cfg["requirements"].split(), extras_require={"dev": cfg["dev_requirements"].split()},
     entry_points={"console_scripts": [cfg["console_scripts"]]},
 )

@@ -31,7 +31,7 @@ def build(project, folder):
 def packaged(project):
     "What a wheel of `project` holds: its name in the wheel -> the file that it is a copy of."
     files = [*(project / "deescal").rglob("*.py"), project / "deescal/roles.json",
-             *(project / "deescal").glob("*.csv"),
+             *(project / "deescal").glob("*.csv"), *(project / "deescal").glob("reviewpage.*s"),
              *filter(Path.is_file, (project / "deescal/engine/templates").rglob("*"))]
     books = [*(project / "nbs").glob("*.ipynb"), *(project / "nbs/appendix").glob("*.ipynb")]
     return {p.relative_to(project).as_posix(): p for p in files if "__pycache__" not in p.parts} | {
