@@ -48,6 +48,7 @@ def plan_scenarios(
     labelled,  # identifiers that come with labels
     made,      # scenario_id -> path
     method,    # for the rest: local, gemini or none
+    rejected=(),  # videos that 04 turned away
 ):
     "How each scenario gets its segments: scenario_id, method (none: it gets none), clip, reason."
     v = videos.select("video_id", "status", "clip", why="reason")
@@ -58,11 +59,14 @@ def plan_scenarios(
     no_sound = pl.col("clip").is_null()
     way = (
         pl.when(id_.is_in(list(labelled))).then(pl.lit("labelled"))
+        .when(id_.is_in(list(rejected))).then(pl.lit("none"))
         .when(id_.is_in(list(made))).then(pl.lit("read"))
         .when(no_sound).then(pl.lit("none"))
         .otherwise(pl.lit(method)))
     reason = pl.when(pl.col("way") == "none").then(
-        pl.when(~no_sound).then(pl.lit("no_method"))
+        pl.when(id_.is_in(list(rejected)) & (pl.col("why").is_null() | ~no_sound))
+        .then(pl.lit("not_selected"))
+        .when(~no_sound).then(pl.lit("no_method"))
         .otherwise(pl.coalesce("why", pl.lit("no_sound"))))
     return v.with_columns(way=way).select(
         scenario_id="video_id", method="way", clip="clip", reason=reason).sort("scenario_id")

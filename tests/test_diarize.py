@@ -116,6 +116,10 @@ def test_a_plan_has_each_scenario_once_and_a_reason_where_there_is_no_way():
         ("tiktok_9", "labelled", None), ("youtube_1", "local", None),
         ("youtube_2", "none", "private"), ("youtube_3", "labelled", None),
         ("youtube_4", "read", None)]
+    turned_away = plan_scenarios(toy_videos, ["youtube_3"], {"youtube_4": "c.rttm"}, "local",
+                                 rejected=toy_videos["video_id"])
+    assert set(turned_away["method"]) == {"none", "labelled"}  # what comes with labels is no harvest's
+    assert "not_selected" in set(turned_away["reason"]) and turned_away["reason"].null_count() == 1
     assert plan_scenarios(toy_videos, [], {}, "none")["reason"].to_list() == [
         "no_method", "private", "no_method", "no_method"]
 

@@ -53,6 +53,13 @@ def test_a_run_can_start_at_any_stage(profile_file):
     assert "corpus" in accounts and "diarize" not in accounts
     with pytest.raises(ProfileError, match="run.start"): resolve(profile_file("run: {start: corps}"))
 
+def test_a_stage_from_before_the_start_may_come_along_and_is_told_what_is_given(profile_file):
+    text = "run: {start: corpus, also: [annotate]}\ncorpus: {data: data/planted}"
+    jobs = {j.name: j for j in resolve(profile_file(text))}
+    assert jobs["03_annotate"].params["given"] == "data/planted" and "05_diarize" not in jobs
+    assert resolve(profile_file("run: {}"))[2].params["given"] == ""
+    with pytest.raises(ProfileError, match="run.also"): resolve(profile_file("run: {also: [anotate]}"))
+
 def test_a_run_without_a_system_is_an_error(profile_file):
     with pytest.raises(ProfileError, match="without any system"): resolve(profile_file("run: {baselines: []}"))
     assert resolve(profile_file("run: {baselines: []}\nmodels: {tiny: base}"))

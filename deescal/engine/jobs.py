@@ -99,7 +99,7 @@ def run_parts(models, baselines):
         "tuned": tuple(m.name for m in models if "tuned" in m.variants)}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #derived_parameters
-def _derived(stage, part, parts, models, baselines, missing):
+def _derived(stage, part, parts, models, baselines, missing, given):
     "The parameters of a job that follow from the run: its system or model, and the others."
     model, variant = next(((m, v) for m in models for v in m.variants
                            if part == (f"{m.name}-{v}" if stage.per == "system" else m.name)),
@@ -115,6 +115,7 @@ def _derived(stage, part, parts, models, baselines, missing):
         "source": model.source,
         "variant": variant,
         "missing": missing,
+        "given": given or "",
         "stages": list(parts["stages"]) if len(parts["stages"]) < len(STAGES) else []}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve
@@ -122,9 +123,10 @@ def _derived(stage, part, parts, models, baselines, missing):
 RUN_NAMES = {"name": "run_name"}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #stages_from
-def stages_from(start=""):
-    "The stages of a run that begins with the stage called `start`, such as 'corpus'; empty: all."
-    return [s for s in STAGES.values() if not start or s.notebook >= STAGES[start].notebook]
+def stages_from(start="", also=()):
+    "The stages of a run that begins with the one called `start`, and those of `also`; empty: all."
+    return [s for s in STAGES.values()
+            if not start or s.notebook >= STAGES[start].notebook or s.name in also]
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve_profile
 def resolve(
@@ -142,7 +144,8 @@ def resolve(
     shared = {RUN_NAMES.get(k, k): v for k, v in values.get("run", {}).items()}
     # transcripts are given: nothing to harvest, unless another start is named
     given = (values.get("corpus") or {}).get("data")
-    stages = stages_from(shared.pop("start", "") or ("corpus" if given else ""))
+    stages = stages_from(
+        shared.pop("start", "") or ("corpus" if given else ""), shared.pop("also", ()))
     shared.setdefault("run_name", profile_path(profile, root).stem)
     run = Run(shared["run_name"], shared.get("seed", 3407), root)
     models, baselines = values.get("models", ()), shared.get("baselines", _default_baselines(declared))
@@ -158,7 +161,8 @@ def resolve(
                 stage, part,
                 _parameters(stage, part, declared[stage.name], shared, values)
                 | {
-                    k: v for k, v in _derived(stage, part, parts, models, baselines, missing).items()
+                    k: v for k, v in _derived(
+                        stage, part, parts, models, baselines, missing, given).items()
                     if k in declared[stage.name]}
                 # to show the lesson once a notebook is enough
                 | ({"lesson": False} if part and part != parts[stage.per][0] else {}),

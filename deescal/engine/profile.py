@@ -90,15 +90,16 @@ def load_profile(
 # %% ../../nbs/appendix/A11_profile.ipynb #run_parameters
 DERIVED = (
     "run_name", "system", "systems", "parts", "model", "models", "tuned", "source", "variant",
-    "missing", "stages")
+    "missing", "stages", "given")
 
 def run_parameters(params):
     """What the section `run` may hold: name -> the parameters of all notebooks that have it.
 
-    `name` and `start` are the run's own."""
+    `name`, `start` and `also` are the run's own."""
     out = {
         "name": [params[next(iter(params))]["run_name"]],
-        "start": [Parameter(str, "", "|".join(["", *params]))]}
+        "start": [Parameter(str, "", "|".join(["", *params]))],
+        "also": [Parameter(list, [], "|".join(params))]}
     for declared in params.values():
         for name, parameter in declared.items():
             if name not in DERIVED: out.setdefault(name, []).append(parameter)
