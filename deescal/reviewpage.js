@@ -2,7 +2,7 @@
 // All text is set as textContent, so nothing that a transcript holds can become markup.
 
 const KEYS = [
-  ["a", "accept"], ["r", "reject"], ["u", "unsure"], ["e", "reason"], ["z", "undo"], ["←", "back"], ["→", "forward"],
+  ["e", "reason"], ["z", "undo"], ["←", "back"], ["→", "forward"],
   ["n", "next open"], ["m", "marks"], ["w", "who"], ["↑ ↓", "scroll"],
 ];
 const VERDICTS = { a: "accept", r: "reject", u: "unsure" };
@@ -97,6 +97,7 @@ function reasonField(page, back) {
   field.value = page.reason;
   field.setAttribute("aria-label", "Reason");
   field.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     event.stopPropagation();
     if (event.key === "Enter" || event.key === "Escape") back();
   });
@@ -106,7 +107,6 @@ function reasonField(page, back) {
 function render({ model, el }) {
   const root = node("div", "deescal-review");
   root.tabIndex = 0;
-  root.dataset.lmSuppressShortcuts = "true"; // JupyterLab's own keys rest while this page has the focus
   el.append(root);
   let busy = false, silent = false, timer = null, reason = null;
 
@@ -138,10 +138,11 @@ function render({ model, el }) {
     const fault = silent ? "The kernel does not answer, so the last key was not stored. Run the cell again." : page.fault;
     const main = !page.reviewer ? chooser(page, send) : page.video === null ? finished(page) : item(page, send, reason);
     const keys = page.reviewer ? node("footer", "", ...KEYS.map(([name, label]) =>
-      key(name, label === "marks" ? `marks after a verdict: ${page.pause ? "on" : "off"}` : label, () => press(name)))) : "";
+      key(name, label === "marks" ? `marks after a verdict: ${page.pause ? "on" : "off"}` : label, () => press(name))),
+      node("span", "hint", "Click on the page to use the keys")) : "";
     root.replaceChildren(...[
       fault ? node("p", "fault", fault) : "", page.notice ? node("p", "notice", page.notice) : "",
-      page.reviewer ? progress(page) : "", main, keys, node("p", "hint", "Click here to use the keys."),
+      page.reviewer ? progress(page) : "", main, keys,
     ].filter((part) => part !== ""));
     if (focused) root.focus({ preventScroll: true });
   }
@@ -167,8 +168,9 @@ function render({ model, el }) {
   }
 
   root.addEventListener("keydown", (event) => {
-    event.stopPropagation();
-    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat && !SCROLL[event.key]) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return; // JupyterLab's: Ctrl+S saves here too
+    event.stopPropagation(); // but `a` is no new cell
+    if (event.repeat && !SCROLL[event.key]) return;
     if (press(event.key)) event.preventDefault();
   });
   const answered = () => { settle(false); draw(); };
