@@ -23,8 +23,11 @@ from _shared import read_gold, read_turns, script
 from deescal.engine.errors import InputError
 from deescal.engine.files import project_root, write_text
 from deescal.features import read_guide
-from deescal.lexicon import LEXICON_RULES, RULES_CSV, feature_scores, lexicon_hits, read_lexicon
+from deescal.filteraudit import corrected_prevalence, gold_counts
+from deescal.lexicon import (
+    LEXICON_RULES, RULES_CSV, apply_rules, feature_scores, lexicon_hits, read_lexicon)
 from deescal.roles import assign_roles
+from deescal.selectionrules import SELECTION_RULES, feature_columns, judge_videos
 
 SALT, GOLD, MEASURED, FOLDS = "deescal features 2026", "data/gold/features.csv", "data/gold/features.json", 10
 POLICE = "police_identified_by_role police_commands_present id_request_event legal_procedure_language"
@@ -65,12 +68,26 @@ def figures(yes, truth):
             "kappa": round(float(np.mean(kappas)), 3) if kappas else None}
 
 
-def measure(yes, truth):
-    "What a slope that was fitted on the other folds says of each scenario, as figures."
+def held_out(yes, truth):
+    "What a slope that was fitted on the other folds says of each scenario: (n,) bool."
     out = np.zeros(truth.shape[1], bool)
     for train, test in KFold(FOLDS, shuffle=True, random_state=0).split(out):
         out[test] = yes[fit(yes[:, train], truth[:, train]), test]
-    return figures(out, truth)
+    return out
+
+
+def of_rules(ids, labels, said, wide):
+    """How much of the release each selection rule keeps: by the readers, by the lexicon, and by the lexicon with its
+    errors corrected for (it judges the gold as `said` by folds; the interval is that of the first reader)."""
+    def sides(bits): return pl.DataFrame({"video_id": ids} | {n: bits[:, i] for i, n in enumerate(NAMES)})
+    for rule in SELECTION_RULES:
+        first, second, mine = (judge_videos(sides(b), rule)["kept"].to_numpy() for b in (*labels, said))
+        kept = judge_videos(wide, rule)["kept"]
+        true = corrected_prevalence(int(kept.sum()), len(kept), gold_counts(first, mine)).row(0, named=True)
+        print(f"rule {rule}: readers keep {first.sum()} and {second.sum()} of {len(ids)} (kappa "
+              f"{cohen_kappa_score(first, second):.3f}), the lexicon {kept.sum()} of {len(kept)}; its sensitivity "
+              f"{true['sensitivity']:.3f}, specificity {true['specificity']:.3f}; corrected "
+              f"{true['estimate']:.3f} [{true['low']:.3f}, {true['high']:.3f}]")
 
 
 def read_labels(turns, gold_file, folder):
@@ -93,6 +110,7 @@ def main(folder, gold_file, write):
     lines = turns.select("role", "text", video_id="scenario_id", line="turn")
     agree = {n: figures(labels[0, :, i], labels[1:, :, i]) for i, n in enumerate(NAMES)}
     rows, measured = [], []
+    said = np.zeros(labels[0].shape, bool)
     for kind in ("text", "roles"):
         given = lines if kind == "roles" else lines.drop("role")
         start = time.perf_counter()
@@ -106,10 +124,11 @@ def main(folder, gold_file, write):
             base = 0.5 if side == "below" else 1.5
             score = wide.select(pl.sum_horizontal(adds.split())).to_series().to_numpy()
             yes = (score[None] >= base + SLOPES[:, None] * growth) ^ (side == "below")
-            truth = labels[:, :, i]
-            rows.append((name, kind, adds, side, base, SLOPES[fit(yes, truth)]))
+            truth, best = labels[:, :, i], SLOPES[fit(yes, labels[:, :, i])]
+            said[:, i] = held_out(yes, truth)
+            rows.append((name, kind, adds, side, base, best))
             measured.append({"feature": name, "input": kind, "prevalence": round(float(truth.mean()), 3),
-                             "readers_kappa": agree[name]["kappa"]} | measure(yes, truth))
+                             "readers_kappa": agree[name]["kappa"]} | figures(said[:, i], truth))
     print(f"{len(ids)} scenarios, two readers\n{'feature':42}{'input':7}{'says yes':>9}{'readers':>9}"
           f"{'kappa':>8}{'precision':>11}{'recall':>8}{'specificity':>13}")
     def show(x): return "-" if x is None else f"{x:.3f}"
@@ -121,6 +140,8 @@ def main(folder, gold_file, write):
         print(f"mean kappa, lexicon to reader, {kind}: {np.mean(known):.3f}")
     between = [a["kappa"] for a in agree.values() if a["kappa"] is not None]
     print(f"mean kappa, reader to reader: {np.mean(between):.3f}")
+    rules = pl.DataFrame(rows, schema=LEXICON_RULES, orient="row").filter(input="roles")  # of which `scores` are now
+    of_rules(ids, labels, said, feature_columns(apply_rules(scores, rules)))
     if write:
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([LEXICON_RULES, *rows])

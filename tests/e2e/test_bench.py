@@ -105,7 +105,8 @@ def features(bench, tmp):
     out = bench(SAMPLE, "--gold", gold, "--write").splitlines()
     assert f"{len(rows)} scenarios, two readers" in out
     assert all(sum(line.startswith(f"{n} ") for line in out) == 2 for n in names)
-    assert -1 <= float(out[-1].split()[-1]) <= 1 and out[-1].startswith("mean kappa, reader to reader")
+    assert -1 <= column(out, "mean kappa, reader to reader:", 0) <= 1
+    assert all(0 <= column(out, f"rule {rule}: readers keep", 0) <= len(rows) for rule in ("paper", "code"))
     assert len(read_rules(bench.root / "deescal/lexicon_rules.csv")) == 2 * len(names)
     made = json.loads((bench.root / "data/gold/features.json").read_text())
     assert made["scenarios"] == len(rows) and {m["feature"] for m in made["features"]} == set(names)
