@@ -23,8 +23,8 @@ def a_run(folder, name="toy"):
     table("turns", scenario_id=ids, text=["Put it down.", "It is down."], file=[f"train/{i}.csv" for i in ids])
     table("duplicates", scenario_a=[ids[0], "c"], scenario_b=["c", "d"], shared=[1, 2])
     table("split", scenario_id=ids, split=["train", "test"])
-    for place in ("harvest/info/{}.info.json", "harvest/audio/{}.m4a", "diarized/{}.csv", "work/transcribe/{}.0a.json",
-                  "answers/diarize/{}.0-100.flac"):
+    for place in ("harvest/info/{}.info.json", "harvest/audio/{}.m4a", "harvest/clips/{}.json", "diarized/{}.csv",
+                  "work/transcribe/{}.0a.json", "answers/diarize/{}.0-100.flac"):
         for i in ids: write_text(run.data/place.format(i), "{}")
     write_text(run.data/"answers/diarize/llm/ab/abc.json", json.dumps({"keys": [f"{ids[0]} 0-100"], "calls": []}))
     write_text(run.data/"harvest/archive.txt", "".join(f"youtube {i[8:]}\n" for i in ids))

@@ -41,12 +41,13 @@ class Front(Checkout):
         self.data = root / "data/runs/micro"
 
     def to_05(self, **over):
-        "The command; `over` is section__name -> value, over `ON`."
+        "The parameters; `over` is section__name -> value, over `ON`."
         values = ON | {k.replace("__", "."): v for k, v in over.items()}
         return "--set", "; ".join(f"{k}={v}" for k, v in values.items())
 
     def run(self, **over):
-        r = subprocess.run(self.as_far_as("diarize", *self.to_05(**over)), cwd=self.root, env=self.env, capture_output=True, text=True)
+        command = self.as_far_as("diarize", *self.to_05(**over))
+        r = subprocess.run(command, cwd=self.root, env=self.env, capture_output=True, text=True)
         assert r.returncode == 0, r.stdout + r.stderr
         return self.records()
 
@@ -126,6 +127,7 @@ def test_a_harvest_without_sound_after_05_removed_it_takes_nothing_back(whole, t
     assert front.tables() == tables and front.ran(before) == {"01_harvest"}
 
 
+@pytest.mark.slow
 def test_captions_that_were_refused_are_asked_for_again_and_no_others(platform, tmp_path):
     front, asked = on_loopback(tmp_path, platform), []
     silent = {"harvest__audio": "false", "diarize__method": "none", "transcribe__method": "captions"}
