@@ -285,6 +285,33 @@ def test_labelled_scenarios_are_read_by_06_as_at_their_source(new_checkout, tmp_
     assert pl.read_parquet(one / "segments.parquet")["method"].unique().to_list() == ["labelled"]
 
 
+def test_a_stage_that_met_an_outage_asks_its_run_to_try_again_and_the_next_run_is_done(new_checkout, tmp_path, monkeypatch):
+    from deescal.engine.tables import TABLES
+    root, clip = new_checkout.root, "data/clips/youtube_9101.ogg"
+    tables = root / "data/runs/a/tables"
+    tables.mkdir(parents=True)
+    for table in ("words", "cues"):
+        pl.DataFrame(schema=TABLES[table].schema).write_parquet(tables / f"{table}.parquet")
+    known = {c.name: "" for c in TABLES["videos"].columns if not c.nullable} | {
+        "video_id": "youtube_9101", "status": "ok", "clip": clip, "clip_sha256": file_sha256(root / clip)}
+    pl.DataFrame([known], schema=TABLES["videos"].schema).write_parquet(tables / "videos.parquet")
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setenv("DEESCAL_JOB", "diarize")
+    again = root / "data/runs/a/jobs/diarize.again"
+
+    def outcome():
+        r = papermill(root, "05_diarize", tmp_path / "o.ipynb", run_name="a", lesson=False, labelled="", method="gemini",
+                      llm="openai", llm_model="m", base_url=server.openai)
+        assert r.returncode == 0, r.stderr[-2000:]
+        return pl.read_parquet(tables / "diarizations.parquet").select("status", "reason", "asked", "segments").rows()
+
+    with LLMServer(answer=lambda prompt, body: GOOD, fault=lambda prompt, nth: "400") as server:
+        assert outcome() == [("rejected", "rejected", 1, 0)] and again.read_text() == "1 rejected"
+        again.unlink()
+        server.fault = None
+        assert outcome() == [("ok", None, 1, 5)] and not again.exists()
+
+
 def test_a_run_without_labels_or_sound_is_told_so_by_06(new_checkout, tmp_path):
     root = new_checkout.root
     from deescal.engine.tables import TABLES
