@@ -33,7 +33,8 @@ def estimates_figure(
     columns = [audit[c].to_list() for c in ("measure", "estimate", "low", "high")]
     _dots(ax, *columns)
     ax.set(xlim=(0, 1), xlabel="share, with its interval")
-    says = [f"{n} unknown" if v is None else f"{n} {v:.0%} ({low:.0%} to {high:.0%})"
+    says = [f"{n} unknown" if v is None else f"{n} {v:.0%} (known)" if low == high
+            else f"{n} {v:.0%} ({low:.0%} to {high:.0%})"
             for n, v, low, high in zip(*columns)]
     fig.suptitle("; ".join(says), fontsize=11)
     return fig, f"Dots with bars on an axis from 0 to 1: {'; '.join(says)}."
@@ -70,10 +71,10 @@ def measures_figure(
     ax.set(xlim=(-1.02, 1.02), xlabel="Cliff's delta: rejected have more (left), kept have more (right)")
     differ = compared.filter(pl.col("p_holm") < 0.05)
     says = [f"{n} {d:+.2f}" for n, d in differ.select("measure", "delta").rows()]
-    finding = (f"Kept and rejected videos differ in {len(says)} of {len(compared)} measures"
-               + (": " + ", ".join(says) if says else ""))
+    finding = f"Kept and rejected videos differ in {len(says)} of {len(compared)} measures"
     fig.suptitle(finding, fontsize=11)
-    return fig, f"Dots with bars of Cliff's delta. {finding} (p under 0.05, corrected by Holm)."
+    return fig, (f"Dots with bars of Cliff's delta. {finding} (p under 0.05, corrected by Holm): "
+                 f"{', '.join(says) or 'none'}.")
 
 # %% ../nbs/13e_filterfigures.ipynb #conditions_figure
 @styled
