@@ -266,11 +266,11 @@ def find_names(
     for label in labels:
         words = _words_of(label)
         described = not kinds.isdisjoint(w.lower() for w in words)
-        for w in words:
+        titled = {q for p, q in zip(words, words[1:]) if p.title() in _TITLES}
+        for w in dict.fromkeys(words):
             if len(w) < 2 or not w[0].isupper() or w.lower() in common: continue
-            titled = any(p.title() in _TITLES and q == w for p, q in zip(words, words[1:]))
             doubtful = label.startswith("[") or (
-                described and w.lower() in _ALSO_WORDS and not titled)
+                described and w.lower() in _ALSO_WORDS and w not in titled)
             if not doubtful or _stands_as_name(w, text): names.setdefault(w.lower())
     for w in _mentioned(suspects, text, common): names.setdefault(w.lower().replace("’", "'"))
     return list(names)

@@ -18,6 +18,25 @@ def planted_queue(seed, videos, right, judged):
             stratum=pl.lit(stratum), weight=pl.lit(n / m)))
     return pl.concat(parts).with_row_index("video_id").cast({"video_id": pl.String})
 
+# %% ../nbs/03d_filteraudit.ipynb #planted_talk
+def spoken(**videos):
+    "Lines of videos, each video a list of texts."
+    rows = [(v, i, t) for v, texts in videos.items() for i, t in enumerate(texts)]
+    return pl.DataFrame(rows, schema={"video_id": pl.String, "line": pl.Int64, "text": pl.String},
+                        orient="row")
+
+SCRIPT = ("Step out of the car right now.", "Show me your hands please sir.",
+          "Thank you for your patience tonight.")
+
+def planted_talk(seed, videos=24):
+    "Lines of videos of which half follow a script, in few words, and half do not."
+    rng = np.random.default_rng(seed)
+    words = [f"word{i:c}{j:c}" for i in range(97, 112) for j in range(97, 117)]
+    def line(pool): return " ".join(rng.choice(words[:pool], 9))
+    talk = {f"kept{i}": [*(line(60) for _ in range(25)), *SCRIPT] for i in range(videos)}
+    talk |= {f"other{i}": [line(300) for _ in range(28)] for i in range(videos)}
+    return spoken(**talk)
+
 # %% ../nbs/03d_filteraudit.ipynb #counts_test
 def test_counts_of_a_queue_are_those_of_its_strata():
     queue = planted_queue(2, (50, 300), (40, 12), (50, 30)).with_columns(
@@ -40,10 +59,12 @@ def test_a_queue_that_cannot_answer_is_refused(change, told):
 def test_a_sample_without_any_right_one_does_not_prove_that_there_is_none():
     low, high = count_interval(0, 60, 600)
     # by hand: with 28 right ones of 600, the chance that 60 drawn hold none, halved, is 2.5 %
-    chance = np.prod([(600 - h - np.arange(60)) / (600 - np.arange(60)) for h in (27, 28, 29)], axis=1)
+    drawn = 600 - np.arange(60)
+    chance = np.prod([(drawn - hidden) / drawn for hidden in (27, 28, 29)], axis=1)
     assert low == 0 and list(chance / 2 > 0.025) == [high >= h for h in (27, 28, 29)]
 
-@pytest.mark.parametrize("right, judged, videos", [(0, 9, 50), (4, 30, 200), (30, 30, 90), (2, 3, 3)])
+@pytest.mark.parametrize("right, judged, videos", [
+    (0, 9, 50), (4, 30, 200), (30, 30, 90), (2, 3, 3)])
 def test_levels_of_surprise_are_those_of_scipy(right, judged, videos):
     from scipy.stats import hypergeom
     def level(truth):
@@ -52,9 +73,11 @@ def test_levels_of_surprise_are_those_of_scipy(right, judged, videos):
     for step, count in enumerate(_count_quantiles(right, judged, videos)):
         lowest, highest, asked = right, videos - judged + right, step / STEPS
         if asked < 0.5:
-            assert level(count) > asked - 1e-9 and (count == lowest or level(count - 1) < asked + 1e-9)
+            assert level(count) > asked - 1e-9
+            assert count == lowest or level(count - 1) < asked + 1e-9
         else:
-            assert level(count) < asked + 1e-9 and (count == highest or level(count + 1) > asked - 1e-9)
+            assert level(count) < asked + 1e-9
+            assert count == highest or level(count + 1) > asked - 1e-9
 
 def test_who_has_judged_all_knows_the_number():
     assert count_interval(7, 40, 40) == (7, 7) and count_interval(0, 1, 1) == (0, 0)
@@ -73,7 +96,8 @@ def test_counts_that_cannot_be_are_refused(counts):
     with pytest.raises(InputError): count_interval(*counts)
 
 # %% ../nbs/03d_filteraudit.ipynb #coverage_test
-@pytest.mark.parametrize("judged, videos", [(60, 600), (50, 1000), (200, 2000), (40, 80), (20, 400)])
+@pytest.mark.parametrize("judged, videos", [
+    (60, 600), (50, 1000), (200, 2000), (40, 80), (20, 400)])
 def test_the_interval_keeps_its_word_for_each_true_number(judged, videos):
     holds = count_coverage(judged, videos)
     assert holds.min() >= 0.92 and 0.945 <= holds[videos // 20: -videos // 20].mean() <= 0.98
@@ -118,7 +142,8 @@ def test_the_interval_of_recall_holds_the_truth_as_often_as_it_says(videos, righ
     held = np.zeros(3)
     for seed in range(400):
         found = audit_rule(strata_counts(planted_queue(seed, videos, right, judged)))
-        held += [low - 1e-9 <= t <= high + 1e-9 for t, low, high in zip(truth, found["low"], found["high"])]
+        held += [low - 1e-9 <= t <= high + 1e-9
+                 for t, low, high in zip(truth, found["low"], found["high"])]
     share = held / 400
     assert (share >= 0.92).all() and (rare or share[0] <= 0.98)
     if judged[0] == videos[0]:  # then precision is known, and recall as certain as the count
@@ -146,7 +171,8 @@ def lang_reiczigel(positive, videos, gold, z=1.959964):
 def test_with_much_gold_two_ways_to_an_interval_agree(positive, seen):
     gold = dict(zip(GOLD, seen))
     ours = corrected_prevalence(positive, 900, gold).row(0, named=True)
-    assert (ours["low"], ours["high"]) == pytest.approx(lang_reiczigel(positive, 900, gold), abs=0.012)
+    theirs = lang_reiczigel(positive, 900, gold)
+    assert (ours["low"], ours["high"]) == pytest.approx(theirs, abs=0.012)
 
 def test_gold_is_counted_by_cell():
     said = [True, False, False, True, True]
@@ -160,15 +186,18 @@ def test_an_estimate_below_zero_is_clipped_and_says_so():
     assert not corrected_prevalence(40, 100, gold)["clipped"][0]
 
 @pytest.mark.parametrize("positive, seen, told", [
-    (5, (5, 5, 5, 5), "not above 1"), (5, (1, 9, 5, 5), "does no better"), (5, (0, 0, 5, 5), "no positive"),
-    (5, (5, 5, 0, 0), "no negative"), (11, (9, 1, 9, 1), "11 positive of 10"), (5, (9, -1, 9, 1), "below 0")])
+    (5, (5, 5, 5, 5), "not above 1"), (5, (1, 9, 5, 5), "does no better"),
+    (5, (0, 0, 5, 5), "no positive"), (5, (5, 5, 0, 0), "no negative"),
+    (11, (9, 1, 9, 1), "11 positive of 10"), (5, (9, -1, 9, 1), "below 0")])
 def test_counts_without_an_answer_are_refused(positive, seen, told):
-    with pytest.raises(InputError, match=told): corrected_prevalence(positive, 10, dict(zip(GOLD, seen)))
+    with pytest.raises(InputError, match=told):
+        corrected_prevalence(positive, 10, dict(zip(GOLD, seen)))
 
 # %% ../nbs/03d_filteraudit.ipynb #prevalence_simulation_test
 @pytest.mark.parametrize("truth, sensitivity, specificity, videos, gold", [
     (0.3, 0.8, 0.9, 900, 120), (0.1, 0.9, 0.9, 900, 120), (0.5, 0.6, 0.9, 900, 120),
-    (0.7, 0.95, 0.7, 200, (60, 60)), (0.02, 0.9, 0.9, 900, (40, 80)), (0.95, 0.8, 0.95, 900, (40, 40))])
+    (0.7, 0.95, 0.7, 200, (60, 60)), (0.02, 0.9, 0.9, 900, (40, 80)),
+    (0.95, 0.8, 0.95, 900, (40, 40))])
 def test_the_interval_of_prevalence_holds_the_truth_as_often_as_it_says(
         truth, sensitivity, specificity, videos, gold):
     rng, held, tries = np.random.default_rng(11), 0, 400
@@ -177,18 +206,12 @@ def test_the_interval_of_prevalence_holds_the_truth_as_often_as_it_says(
         not_there = gold - there if isinstance(gold, int) else gold[1]
         tp, tn = rng.binomial(there, sensitivity), rng.binomial(not_there, specificity)
         called = rng.binomial(videos, truth * sensitivity + (1 - truth) * (1 - specificity))
-        row = corrected_prevalence(called, videos, dict(zip(GOLD, (tp, there - tp, tn, not_there - tn))),
-                                   draws=4000).row(0, named=True)
+        seen = dict(zip(GOLD, (tp, there - tp, tn, not_there - tn)))
+        row = corrected_prevalence(called, videos, seen, draws=4000).row(0, named=True)
         held += row["low"] <= truth <= row["high"]
     assert 0.92 <= held / tries <= 0.98
 
 # %% ../nbs/03d_filteraudit.ipynb #repetition_test
-def spoken(**videos):
-    "Lines of videos, each video a list of texts."
-    rows = [(v, i, t) for v, texts in videos.items() for i, t in enumerate(texts)]
-    return pl.DataFrame(rows, schema={"video_id": pl.String, "line": pl.Int64, "text": pl.String},
-                        orient="row")
-
 @given(st.lists(st.lists(st.sampled_from("abcd"), max_size=30), min_size=1, max_size=4),
        st.integers(1, 12))
 def test_diversity_is_that_of_counting_each_window(videos, window):
@@ -216,8 +239,9 @@ def test_a_video_shorter_than_a_window_has_no_value():
 # %% ../nbs/03d_filteraudit.ipynb #template_test
 def test_a_template_is_a_line_that_enough_others_say():
     rights = "You have the right to remain silent."
-    lines = spoken(a=[rights, rights.upper(), "I was only walking my dog.", "Yes, sir."], b=[rights, "Yes, sir."],
-                   c=["you have the right -- to remain silent"], d=["Yes, sir.", "Sir?"])
+    lines = spoken(a=[rights, rights.upper(), "I was only walking my dog.", "Yes, sir."],
+                   b=[rights, "Yes, sir."], c=["you have the right -- to remain silent"],
+                   d=["Yes, sir.", "Sir?"])
     assert dict(template_share(lines).rows()) == {"a": pytest.approx(2 / 3), "b": 1.0, "c": 1.0}
     assert dict(template_share(lines, others=3).rows()) == {"a": 0.0, "b": 0.0, "c": 0.0}
     assert dict(template_share(lines, least=2, others=2).rows())["d"] == 1.0
@@ -232,7 +256,8 @@ def test_the_arc_is_the_weight_of_each_third():
     heat, calm = features_of("escalation_indicators")[0], features_of("deescalation_indicators")[0]
     lines = spoken(a=["one two three four five"] * 6, b=["one two"], c=[""])
     found = arcs(lines, toy_hits([("a", 2, heat, 3.0, False), ("a", 3, heat, 2.0, True),
-                                  ("a", 5, calm, 1.0, False), ("a", 0, "id_request_event", 9.0, False)]))
+                                  ("a", 5, calm, 1.0, False),
+                                  ("a", 0, "id_request_event", 9.0, False)]))
     assert found.row(0) == ("a", 0.0, 30.0, -10.0, 35.0, 10.0)
     assert found.select("video_id", "peaked").rows()[1:] == [("b", None), ("c", None)]
 
@@ -245,7 +270,9 @@ def sided(kept, rejected):
     return pl.DataFrame({"kept": [True] * len(kept) + [False] * len(rejected),
                          "x": [*map(float, kept), *map(float, rejected)]})
 
-@given(st.lists(st.integers(0, 9), min_size=2, max_size=12), st.lists(st.integers(0, 9), min_size=2, max_size=12))
+few = st.lists(st.integers(0, 9), min_size=2, max_size=12)
+
+@given(few, few)
 def test_delta_is_that_of_all_pairs(kept, rejected):
     by_hand = np.mean([(a > b) - (a < b) for a in kept for b in rejected])
     (delta, p_value), (low, high) = _delta(kept, rejected), _delta_limits(kept, rejected)
@@ -259,31 +286,27 @@ def test_the_p_value_is_that_of_all_shuffles():
     def reach(side): return abs(sum((values[i] > values[j]) - (values[i] < values[j])
                                     for i in side for j in set(range(7)) - set(side)))
     exact = np.mean([reach(side) >= far for side in combinations(range(7), 3)])
-    assert compare_measures(sided(values[:3], values[3:]), ["x"])["p"][0] == pytest.approx(exact, abs=0.015)
+    found = compare_measures(sided(values[:3], values[3:]), ["x"])["p"][0]
+    assert found == pytest.approx(exact, abs=0.015)
 
 def test_shuffled_labels_are_seldom_called_different_and_real_ones_are():
     rng = np.random.default_rng(9)
     p = [_delta(*rng.normal(size=(2, 20)))[1](rng, 199) for _ in range(400)]
     assert 0.02 <= np.mean([v <= 0.05 for v in p]) <= 0.09
-    row = compare_measures(sided(rng.normal(1, 1, 80), rng.normal(0, 1, 80)), ["x"]).row(0, named=True)
+    apart = sided(rng.normal(1, 1, 80), rng.normal(0, 1, 80))
+    row = compare_measures(apart, ["x"]).row(0, named=True)
     assert row["p"] < 0.001 and 0.2 < row["low"] < row["delta"] < row["high"]
 
 def test_holm_s_correction_is_by_hand_the_same():
     table = pl.DataFrame({"kept": [True] * 8 + [False] * 8, "a": [*range(8), *range(20, 28)],
                           "b": [1.0, 5, 2, 8, 3, 9, 4, 7] * 2, "c": [None] * 15 + [1.0]})
     out = compare_measures(table, ["a", "b", "c"], shuffles=999)
-    assert out["p_holm"].to_list() == [pytest.approx(2 * out["p"][0]), pytest.approx(out["p"][1]), None]
+    small, large, none = out["p"]
+    assert small < large and none is None
+    assert out["p_holm"].to_list() == [pytest.approx(2 * small), pytest.approx(large), None]
     assert out["low"][0] is None and out["delta"][0] == -1 and out["rejected"][2] == 1
 
 # %% ../nbs/03d_filteraudit.ipynb #formulaic_test
-def planted_talk(seed, videos=24, script=("Step out of the car right now.", "Show me your hands please sir.",
-                                          "Thank you for your patience tonight.")):
-    rng, words = np.random.default_rng(seed), [f"word{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(300)]
-    def line(pool): return " ".join(rng.choice(words[:pool], 9))
-    talk = {f"kept{i}": [*(line(60) for _ in range(25)), *script] for i in range(videos)}
-    talk |= {f"other{i}": [line(300) for _ in range(28)] for i in range(videos)}
-    return spoken(**talk)
-
 def test_a_filter_that_keeps_scripted_videos_is_found_out():
     lines = planted_talk(1)
     found = formulaic_measures(lines, lexicon_hits(lines, read_lexicon()))
@@ -297,7 +320,8 @@ def test_a_filter_that_keeps_scripted_videos_is_found_out():
 
 # %% ../nbs/03d_filteraudit.ipynb #text_features_test
 def test_texts_of_one_meaning_have_near_vectors():
-    car, vehicle, soup = text_features(["get out of the car", "step out of the vehicle", "soup with rice"])
+    car, vehicle, soup = text_features(
+        ["get out of the car", "step out of the vehicle", "soup with rice"])
     assert car.shape == (384,) and car @ vehicle > 0.6 > 0.3 > car @ soup
 
 def test_the_middle_of_a_video_is_its_middle():
