@@ -12,3 +12,20 @@ def test_each_annotator_has_a_panel_and_each_feature_a_bar_of_its_share():
     assert "lexicon and m" in alt and len(fig.axes) == 2
     widths = [{p.get_width() for p in ax.patches} for ax in fig.axes]
     assert widths == [{50.0}, {100.0}] and len(fig.axes[0].patches) == len(names)
+
+# %% ../nbs/13e_featurefigures.ipynb #funnel_test
+def test_the_funnel_is_the_account_and_nothing_else():
+    rows = [("harvest", "record", "in", "", 9), ("harvest", "record", "out", "", 5), ("harvest", "clip", "in", "", 99),
+            ("harvest", "record", "rejected", "bad_id", 1), ("harvest", "record", "rejected", "duplicate", 3),
+            ("clean", "scenario", "in", "", 7), ("clean", "scenario", "out", "", 7), ("score", "reply", "in", "", 1)]
+    table = funnel_table(pl.DataFrame(rows, schema=["stage", "unit", "measure", "reason", "count"], orient="row"))
+    assert table.select("step", "came", "left", "reasons").rows() == [
+        ("listed", 9, 5, "duplicate 3, bad id 1"), ("cleaned", 7, 7, "")]
+    fig, alt = funnel_figure(table)
+    assert [p.get_width() for p in fig.axes[0].patches] == [5, 4, 7, 0] and "cleaned 7" in alt
+
+def test_a_run_without_any_step_has_an_empty_funnel_and_long_reasons_are_cut():
+    none = pl.DataFrame(schema={"stage": pl.String, "unit": pl.String, "measure": pl.String,
+                                "reason": pl.String, "count": pl.Int64})
+    assert not len(funnel_table(none)) and funnel_figure(funnel_table(none))[1]
+    assert len(_reasons(9, 1, "x" * 200)) == 64

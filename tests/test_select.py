@@ -24,6 +24,15 @@ def verdicts(*rows):
     return pl.DataFrame([(v, r, said, "", "2026-01-01T00:00:00", False) for v, r, said in rows],
                         schema=VERDICT_ROW, orient="row")
 
+# %% ../nbs/04_select.ipynb #filter_audit_test
+def test_recall_counts_each_rejected_video_for_those_that_it_stands_for():
+    queue = pl.DataFrame([("a", 1, "accepted", 1.0), ("b", 2, "accepted", 1.0), ("c", 3, "rejected", 5.0),
+                          ("d", 4, "rejected", 5.0)], schema=["video_id", "position", "stratum", "weight"], orient="row")
+    said = verdicts(("a", "x", "accept"), ("b", "x", "reject"), ("c", "x", "accept"), ("d", "x", "reject"))
+    found = dict(filter_audit(queue, said).select("measure", "estimate").rows())
+    assert found["precision"] == 0.5 and found["recall"] == pytest.approx(1 / 6)
+    assert not len(filter_audit(queue, said.head(2))) and not len(filter_audit(queue, said.clear()))
+
 # %% ../nbs/04_select.ipynb #decisions_test
 ROWS = pl.DataFrame({"video_id": ["a", "b", "c", "d"], "reason": [None, None, None, "no_voice"]})
 WIDE = wide(a=GOOD, b=GOOD | {"no_police_presence"}, c=set())
