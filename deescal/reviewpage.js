@@ -8,6 +8,8 @@ const KEYS = [
 const VERDICTS = { a: "accept", r: "reject", u: "unsure" };
 const SCROLL = { ArrowUp: -60, ArrowDown: 60, PageUp: -360, PageDown: 360, Home: -1e9, End: 1e9 };
 const PATIENCE = 5000; // milliseconds until the page says that the kernel does not answer
+const UNANSWERED = "The kernel does not answer. If it is only busy, it will store the last key when it is free. "
+  + "If it has stopped, the last key was not stored: run the cell again.";
 
 function node(tag, name, ...inside) {
   const made = document.createElement(tag);
@@ -135,7 +137,7 @@ function render({ model, el }) {
     const draft = silent && reason ? reason.value : null;
     reason = reasonField(page, () => root.focus());
     if (draft !== null) reason.value = draft;
-    const fault = silent ? "The kernel does not answer, so the last key was not stored. Run the cell again." : page.fault;
+    const fault = silent ? UNANSWERED : page.fault;
     const main = !page.reviewer ? chooser(page, send) : page.video === null ? finished(page) : item(page, send, reason);
     const keys = page.reviewer ? node("footer", "", ...KEYS.map(([name, label]) =>
       key(name, label === "marks" ? `marks after a verdict: ${page.pause ? "on" : "off"}` : label, () => press(name))),
@@ -144,7 +146,9 @@ function render({ model, el }) {
       fault ? node("p", "fault", fault) : "", page.notice ? node("p", "notice", page.notice) : "",
       page.reviewer ? progress(page) : "", main, keys,
     ].filter((part) => part !== ""));
-    if (focused) root.focus({ preventScroll: true });
+    if (!focused) return;
+    root.focus({ preventScroll: true });
+    root.scrollIntoView({ block: "nearest" });
   }
 
   function press(name) {

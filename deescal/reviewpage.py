@@ -39,7 +39,8 @@ def line_pieces(
     either = "|".join(f"({p})" for p in ordered)
     pieces, end = [], 0
     for found in re.finditer(rf"(?<![^\W_])(?:{either})(?![^\W_])", text, re.IGNORECASE):
-        pieces += [[text[end:found.start()], []], [found[0], sorted(patterns[ordered[found.lastindex - 1]])]]
+        features = sorted(patterns[ordered[found.lastindex - 1]])
+        pieces += [[text[end:found.start()], []], [found[0], features]]
         end = found.end()
     return [p for p in [*pieces, [text[end:], []]] if p[0]]
 
@@ -51,14 +52,14 @@ def review_item(
     evidence,  # video_id, feature, line, words: the same annotator's, or None
     seen,      # whether the marks may be shown
 ):
-    "A video as the page shows it: its lines in pieces, and the features (None where they may not be seen)."
+    "A video as the page shows it: lines in pieces, and features (None where they may not be seen)."
     marks, phrases = None, {}
     if seen and features is not None:
-        known = {f.feature: f.definition for f in read_guide()}
         row = next(features.filter(video_id=video_id).iter_rows(named=True), {})
-        marks = {f: {"feature": f, "definition": d, "words": ""} for f, d in known.items() if row.get(f)}
+        marks = {f.feature: {"feature": f.feature, "definition": f.definition, "words": ""}
+                 for f in read_guide() if row.get(f.feature)}
     if marks and evidence is not None:
-        shown = evidence.filter((pl.col("video_id") == video_id) & pl.col("feature").is_in(list(marks)))
+        shown = evidence.filter(pl.col("feature").is_in(list(marks)), video_id=video_id)
         for feature, line, words in shown.select("feature", "line", "words").iter_rows():
             phrases.setdefault(line, []).append((words, feature))
             marks[feature]["words"] = marks[feature]["words"] or words
@@ -70,7 +71,7 @@ def review_item(
 
 # %% ../nbs/03c_reviewpage.ipynb #desk
 class ReviewDesk:
-    "A reviewer at a queue: what they decided (from the store in `folder`), and the video in front of them."
+    "A reviewer at a queue: what the store in `folder` says they decided, and the video before them."
     def __init__(self, folder, queue, reviewer, seed=0):
         self.folder, self.reviewer = folder, reviewer_name(reviewer)
         self.order = reviewer_order(queue, self.reviewer, seed)
@@ -119,7 +120,7 @@ def move(self: ReviewDesk, step): self.at = min(max(self.at + step, 0), len(self
 
 @patch
 def open_next(self: ReviewDesk):
-    "Go to the next video without a verdict, from the start again after the end; to the end if all have one."
+    "Go to the next video without a verdict, around the end; to the end if all have one."
     n = len(self.order)
     around = [*range(self.at + 1, n), *range(min(self.at + 1, n))]
     self.at = next((i for i in around if not self.piles[self.order[i]]), n)
@@ -157,8 +158,9 @@ class ReviewPage(anywidget.AnyWidget):
 @patch
 def show(self: ReviewPage, fault=""):
     "Send what is to be seen now."
-    state = {"n": self.page.get("n", 0) + 1, "reviewers": self.reviewers, "reviewer": "", "fault": fault,
-             "notice": self.notice, "pause": self.pause, "longest_reason": LONGEST_REASON}
+    state = {
+        "n": self.page.get("n", 0) + 1, "reviewers": self.reviewers, "reviewer": "", "fault": fault,
+        "notice": self.notice, "pause": self.pause, "longest_reason": LONGEST_REASON}
     if desk := self.desk:
         last = {v: pile[-1] for v, pile in desk.piles.items() if pile}
         given, stands = [row["verdict"] for row in last.values()], last.get(desk.video, {})
@@ -174,9 +176,10 @@ def show(self: ReviewPage, fault=""):
 # %% ../nbs/03c_reviewpage.ipynb #sit_down
 @patch
 def sit_down(self: ReviewPage, name):
-    "Read the store of one of the reviewers; with an empty name, the page asks again who is reading."
+    "Read the store of one of the reviewers; with an empty name, the page asks who is reading."
     if name and name not in self.reviewers:
-        raise InputError(f"no reviewer is called {name!r}", "review page", f"choose {', '.join(self.reviewers)}")
+        raise InputError(f"no reviewer is called {name!r}", "review page",
+                         f"choose {', '.join(self.reviewers)}")
     self.desk = ReviewDesk(self.folder, self.queue, name, self.seed) if name else None
     mine = store_file("", name).stem if name else ""
     torn = [r for r in torn_rows(self.folder).rows() if Path(r[0]).stem == mine]
