@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LINES', 'MARKS', 'EVIDENCE', 'transcript_lines', 'released_lines', 'annotation_questions', 'llm_marks',
-           'annotation_tables', 'annotate_accounting', 'facts', 'egress']
+           'annotation_tables', 'annotate_accounting', 'annotators_agree', 'facts', 'egress']
 
 # %% ../nbs/03_annotate.ipynb #imports
 import polars as pl
 
+from .agreement import pair_agreement
 from .engine.run import account
 from .engine.tables import TABLES
 from .features import (
@@ -117,6 +118,15 @@ def annotate_accounting(n_videos, annotations):
     lost = dict(annotations.drop_nulls("reason").group_by("reason").len().sort("reason").rows())
     return account("annotate", "annotation", n_videos * annotations["annotator"].n_unique(),
                    (annotations["status"] == "ok").sum(), rejected=lost)
+
+# %% ../nbs/03_annotate.ipynb #annotators_agree
+def annotators_agree(features):
+    "The table `feature_agreement` of the first two annotators by name; without rows where there are not two."
+    names = sorted(features["annotator"].unique())
+    schema = TABLES["feature_agreement"].schema
+    if len(names) < 2: return pl.DataFrame(schema=schema)
+    ratings = features.select("feature", unit="video_id", rater="annotator", value="present")
+    return pair_agreement(ratings, *names[:2]).select(*schema)
 
 # %% ../nbs/03_annotate.ipynb #facts
 def facts(job):

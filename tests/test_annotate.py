@@ -74,6 +74,15 @@ def test_every_video_has_a_row_for_every_annotator():
     counts = annotate_accounting(3, found).filter(measure="rejected")
     assert dict(counts.select("reason", "count").rows()) == {"no_voice": 2, "timeout": 1}
 
+# %% ../nbs/03_annotate.ipynb #agree_test
+def test_two_annotators_are_compared_and_one_is_not():
+    lines = toy(("a", 0, "Step out of the car."), ("b", 0, "Add salt."))
+    one, found = lexicon_marks(lines)
+    tables = annotation_tables({"a": None, "b": None}, lines, {"lexicon": (one, found, {}), "m": (one, found, {})})
+    agreed = annotators_agree(tables["features"])
+    assert len(agreed) == len(read_guide()) and set(agreed["agreement"]) == {1.0} and set(agreed["n"]) == {2}
+    assert not len(annotators_agree(tables["features"].filter(annotator="m")))
+
 # %% ../nbs/03_annotate.ipynb #egress_test
 def test_transcripts_leave_the_host_only_to_a_model_that_reads():
     def out(**more):

@@ -24,6 +24,16 @@ def verdicts(*rows):
     return pl.DataFrame([(v, r, said, "", "2026-01-01T00:00:00", False) for v, r, said in rows],
                         schema=VERDICT_ROW, orient="row")
 
+# %% ../nbs/04_select.ipynb #agreement_test
+def test_agreement_is_of_verdicts_given_unseen_and_not_of_the_adjudicator_s():
+    said = verdicts(*[(v, r, "accept" if v < "c" else "reject") for v in "abcd" for r in "xy"])
+    found = verdict_agreement(said)
+    assert found["value"].to_list() == [1.0] * 3 and set(found["n"]) == {4}
+    assert not len(verdict_agreement(said, adjudicator="y"))
+    assert not len(verdict_agreement(said.with_columns(seen_features=pl.col("reviewer") == "x")))
+    mixed = verdicts(*[(v, r, "accept" if (v + r) in ("ax", "by", "cx") else "reject") for v in "abcd" for r in "xy"])
+    assert verdict_agreement(mixed)["value"].max() < 0.2
+
 # %% ../nbs/04_select.ipynb #filter_audit_test
 def test_recall_counts_each_rejected_video_for_those_that_it_stands_for():
     queue = pl.DataFrame([("a", 1, "accepted", 1.0), ("b", 2, "accepted", 1.0), ("c", 3, "rejected", 5.0),
