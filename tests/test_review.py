@@ -23,6 +23,10 @@ def verdict_row(video_id="a", reviewer="Ann", verdict="accept", **more):
     return {"video_id": video_id, "reviewer": reviewer, "verdict": verdict, "reason": "",
             "at": "2026-03-01T10:00:00+00:00", "seen_features": False} | more
 
+def toy_queue(*videos):
+    return pl.DataFrame({"video_id": videos, "position": range(1, len(videos) + 1)},
+                        schema={"video_id": pl.String, "position": pl.Int64})
+
 def verdict_frame(*rows):
     return pl.DataFrame([verdict_row(*r) for r in rows], schema=VERDICT_ROW)
 
@@ -146,10 +150,6 @@ def test_a_full_disk_is_an_error_and_leaves_whole_rows(tmp_path):
     assert stored > 3 and len(read_verdicts(tmp_path)) == stored and torn_rows(tmp_path).is_empty()
 
 # %% ../nbs/03b_review.ipynb #sheet_test
-def toy_queue(*videos):
-    return pl.DataFrame({"video_id": videos, "position": range(1, len(videos) + 1)},
-                        schema={"video_id": pl.String, "position": pl.Int64})
-
 QUEUE = toy_queue("=c()", "a", "-b", "'d", "＝e", "f")
 LINES = pl.DataFrame({"video_id": ["a", "a", "=c()", "f"], "line": [2, 1, 1, 1],
                       "text": ["no", "=HYPERLINK(1)", "@x", "quote \" and\nbreak"]})

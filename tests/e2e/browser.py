@@ -44,15 +44,24 @@ class Tab:
         self.socket.send(json.dumps({"id": self.count, "method": method, "params": params}))
         return self.count
 
+    def wait(self, is_it):
+        "The next message that `is_it`; others come between."
+        while True:
+            message = json.loads(self.socket.recv())
+            if message.get("method") == "Page.javascriptDialogOpening":  # "leave this page?" holds everything up
+                self.send("Page.handleJavaScriptDialog", accept=True)
+            if is_it(message):
+                return message
+
     def call(self, method, **params):
         sent = self.send(method, **params)
-        while True:  # events come between
-            answer = json.loads(self.socket.recv())
-            if answer.get("method") == "Page.javascriptDialogOpening":  # "leave this page?" holds everything up
-                self.send("Page.handleJavaScriptDialog", accept=True)
-            if answer.get("id") == sent:
-                assert "error" not in answer, answer
-                return answer["result"]
+        answer = self.wait(lambda message: message.get("id") == sent)
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def reload(self):
+        self.send("Page.reload")
+        self.wait(lambda message: message.get("method") == "Page.loadEventFired")
 
     def js(self, expression):
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
@@ -60,7 +69,8 @@ class Tab:
         return result["result"].get("value")
 
     def go(self, url):
-        self.call("Page.navigate", url=url)
+        self.send("Page.navigate", url=url)
+        self.wait(lambda message: message.get("method") == "Page.loadEventFired")
 
     def press(self, key, modifiers=0):
         code = NAMED.get(key) or ord(key.upper())

@@ -135,9 +135,7 @@ def test_twenty_videos_by_keys_with_a_reload_and_a_killed_kernel(lab):
     # the browser is reloaded: the kernel lives, the page comes back where it was
     tab.press("s", modifiers=2)
     until(lambda: json.loads((folder / "read.ipynb").read_text())["cells"][0]["outputs"], what="the saved notebook")
-    tab.js("window.before = true")
-    tab.call("Page.reload")
-    until(lambda: tab.js("window.before === undefined"), what="the reload")
+    tab.reload()
     ready(tab)
     until(lambda: shown(tab) == order[8] and "8 of 20 read" in text(tab), what="the page after a reload")
     tab.click(".deescal-review .title")
