@@ -35,7 +35,7 @@ def features_figure(
         ax.set(xlim=(0, 100), xlabel="% of videos", yticks=range(len(names)), yticklabels=names,
                title=f"{annotator}, {mine['video_id'].n_unique():,} videos")
     axes[0].invert_yaxis()
-    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3,
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3,
                frameon=False, fontsize=8)
     return fig, f"Bars: the share of videos with each of {len(names)} features, by {' and '.join(annotators)}."
 
