@@ -18,6 +18,7 @@ import numpy as np
 import polars as pl
 from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import KFold
+from statsmodels.stats.proportion import proportion_confint
 
 from _shared import read_gold, read_turns, script
 from deescal.engine.errors import InputError
@@ -77,17 +78,23 @@ def held_out(yes, truth):
 
 
 def of_rules(ids, labels, said, wide):
-    """How much of the release each selection rule keeps: by the readers, by the lexicon, and by the lexicon with its
-    errors corrected for (it judges the gold as `said` by folds; the interval is that of the first reader)."""
+    """How much of the release each selection rule keeps: by the readers, with Wilson's interval, and by the lexicon,
+    raw and with its errors corrected for, against one reader and the other.
+
+    The correction takes the gold for a sample beside the release, whose part it is, and the fitted rules for as good
+    as those by folds that judged the gold; both are close, neither is exact."""
     def sides(bits): return pl.DataFrame({"video_id": ids} | {n: bits[:, i] for i, n in enumerate(NAMES)})
     for rule in SELECTION_RULES:
         first, second, mine = (judge_videos(sides(b), rule)["kept"].to_numpy() for b in (*labels, said))
         kept = judge_videos(wide, rule)["kept"]
-        true = corrected_prevalence(int(kept.sum()), len(kept), gold_counts(first, mine)).row(0, named=True)
         print(f"rule {rule}: readers keep {first.sum()} and {second.sum()} of {len(ids)} (kappa "
-              f"{cohen_kappa_score(first, second):.3f}), the lexicon {kept.sum()} of {len(kept)}; its sensitivity "
-              f"{true['sensitivity']:.3f}, specificity {true['specificity']:.3f}; corrected "
-              f"{true['estimate']:.3f} [{true['low']:.3f}, {true['high']:.3f}]")
+              f"{cohen_kappa_score(first, second):.3f}), the lexicon {kept.sum()} of {len(kept)}")
+        for name, reader in (("first", first), ("second", second)):
+            low, high = proportion_confint(reader.sum(), len(ids), method="wilson")
+            true = corrected_prevalence(int(kept.sum()), len(kept), gold_counts(reader, mine)).row(0, named=True)
+            print(f"  {name} reader {reader.mean():.3f} [{low:.3f}, {high:.3f}]; lexicon corrected by it "
+                  f"{true['estimate']:.3f} [{true['low']:.3f}, {true['high']:.3f}] (sensitivity "
+                  f"{true['sensitivity']:.3f}, specificity {true['specificity']:.3f})")
 
 
 def read_labels(turns, gold_file, folder):

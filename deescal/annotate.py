@@ -93,7 +93,7 @@ def _read_answers(answers, schema, guide):
 
 # %% ../nbs/03_annotate.ipynb #annotation_tables
 def annotation_tables(videos, lines, results):
-    """The tables annotations, features and evidence, by name.
+    """The tables annotations, features and evidence, by name; a video without any line is rejected.
 
     videos: video_id -> reason why it has no transcript, or None; results: annotator -> (marks, evidence, faults)."""
     sizes = lines.group_by("video_id").agg(pl.len().alias("lines"), count_words().sum())
@@ -107,6 +107,8 @@ def annotation_tables(videos, lines, results):
         evidence.append(found.with_columns(annotator=pl.lit(name)))
     annotations = pl.DataFrame(rows, schema=dict.fromkeys(("video_id", "annotator", "reason"), pl.String),
                                orient="row").join(sizes, on="video_id", how="left").with_columns(
+        reason=pl.when(pl.col("reason").is_null() & pl.col("lines").is_null())
+        .then(pl.lit("no_lines")).otherwise("reason")).with_columns(
         status=pl.when(pl.col("reason").is_null()).then(pl.lit("ok")).otherwise(pl.lit("rejected")),
         input=pl.lit(kind), lines=pl.col("lines").fill_null(0).cast(pl.Int64), words=pl.col("words").fill_null(0))
     return {"annotations": annotations, "features": pl.concat(features, how="diagonal"),
@@ -114,10 +116,12 @@ def annotation_tables(videos, lines, results):
 
 # %% ../nbs/03_annotate.ipynb #annotate_accounting
 def annotate_accounting(n_videos, annotations):
-    "Every video for every annotator, in and out or rejected with its reason."
-    lost = dict(annotations.drop_nulls("reason").group_by("reason").len().sort("reason").rows())
-    return account("annotate", "annotation", n_videos * annotations["annotator"].n_unique(),
-                   (annotations["status"] == "ok").sum(), rejected=lost)
+    "Every video for each annotator, in and out or rejected with its reason."
+    def of(name, mine):
+        lost = dict(mine.drop_nulls("reason").group_by("reason").len().sort("reason").rows())
+        return account("annotate", f"video by {name}", n_videos, (mine["status"] == "ok").sum(), rejected=lost)
+    return pl.concat([of(name, annotations.filter(annotator=name))
+                      for name in sorted(annotations["annotator"].unique())])
 
 # %% ../nbs/03_annotate.ipynb #annotators_agree
 def annotators_agree(features):

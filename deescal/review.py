@@ -10,7 +10,7 @@ __all__ = ['VERDICTS', 'VERDICT_ROW', 'LONGEST_REASON', 'LABEL_STUDIO_PAGE', 'DE
 
 # %% ../nbs/03b_review.ipynb #imports
 import csv, errno, io, json, math, os, random, unicodedata, warnings
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import polars as pl
@@ -44,7 +44,7 @@ def reviewer_name(name):
     "A reviewer's name as it is stored: NFC, no blanks around; `InputError` where nothing is left."
     name = unicodedata.normalize("NFC", str(name)).strip()
     if not name or not name.isprintable():
-        raise InputError("a reviewer without a readable name", repr(name), "give a name")
+        raise InputError("a reviewer without a readable name", "reviewer", "give a name")
     return name
 
 def reviewer_order(queue, reviewer, seed=0):
@@ -66,14 +66,15 @@ def _row_fault(row, verdicts=VERDICTS):
         return f"a verdict has the columns {', '.join(VERDICT_ROW)} and no other"
     for column, kind in VERDICT_ROW.items():
         if type(row[column]) is not (bool if kind == pl.Boolean else str):
-            return f"{column} is {row[column]!r}, which is not of type {kind}"
+            return f"{column} is not of type {kind}"
     try:
         "".join(v for v in row.values() if isinstance(v, str)).encode()
         if row["reviewer"] != reviewer_name(row["reviewer"]): return "reviewer has blanks around it"
-        datetime.fromisoformat(row["at"])
-    except (InputError, ValueError) as error: return str(getattr(error, "what", error))
+    except (InputError, ValueError) as error: return getattr(error, "what", "not Unicode")
+    try: datetime.fromisoformat(row["at"])
+    except ValueError: return "at is not an ISO time"
     if not row["video_id"]: return "video_id is empty"
-    if row["verdict"] not in verdicts: return f"verdict is {row['verdict']!r}, not one of {verdicts}"
+    if row["verdict"] not in verdicts: return f"verdict is not one of {', '.join(verdicts)}"
     if len(row["reason"]) > LONGEST_REASON: return f"a reason of over {LONGEST_REASON} characters"
     return ""
 
@@ -185,10 +186,22 @@ def read_verdicts(folder):
     return pl.DataFrame(standing_verdicts(rows), schema=VERDICT_ROW).sort("video_id", "reviewer")
 
 # %% ../nbs/03b_review.ipynb #add_verdicts
+def _later(row):
+    "When a verdict was given, for comparing; a time without a zone is taken for UTC."
+    at = datetime.fromisoformat(row["at"])
+    return at if at.tzinfo else at.replace(tzinfo=timezone.utc)
+
 def add_verdicts(folder, verdicts):
-    "Store the verdicts of a frame that do not stand there already; returns how many were new."
-    verdicts, here = verdicts.select(list(VERDICT_ROW)), set(read_verdicts(folder).rows())
-    new = [row for row in verdicts.rows(named=True) if tuple(row.values()) not in here]
+    """Store the verdicts of a frame that are newer than what their reviewer has said of the video; returns how many.
+
+    What was said before, or taken back since, does not come back."""
+    last = {}
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        for row in store_rows(path):
+            key = row["video_id"], row["reviewer"]
+            last[key] = max(last.get(key, _later(row)), _later(row))
+    rows = verdicts.select(list(VERDICT_ROW)).rows(named=True)
+    new = [r for r in rows if (k := (r["video_id"], r["reviewer"])) not in last or _later(r) > last[k]]
     for row in new: append_verdict(folder, row)  # each is on the disk before the next
     return len(new)
 

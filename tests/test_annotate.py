@@ -72,7 +72,13 @@ def test_every_video_has_a_row_for_every_annotator():
     n = len(read_guide())
     assert tables["features"].group_by("annotator").len().sort("len")["len"].to_list() == [n, 2 * n]
     counts = annotate_accounting(3, found).filter(measure="rejected")
-    assert dict(counts.select("reason", "count").rows()) == {"no_voice": 2, "timeout": 1}
+    assert counts.select("unit", "reason", "count").rows() == [
+        ("video by lexicon", "no_voice", 1), ("video by m", "no_voice", 1), ("video by m", "timeout", 1)]
+
+def test_a_video_without_a_line_is_rejected():
+    lines = toy(("a", 0, "Stop."))
+    tables = annotation_tables({"a": None, "b": None}, lines, {"lexicon": (*lexicon_marks(lines), {})})
+    assert tables["annotations"].filter(video_id="b").select("status", "reason").row(0) == ("rejected", "no_lines")
 
 # %% ../nbs/03_annotate.ipynb #agree_test
 def test_two_annotators_are_compared_and_one_is_not():

@@ -58,6 +58,8 @@ def test_a_stage_from_before_the_start_may_come_along_and_is_told_what_is_given(
     jobs = {j.name: j for j in resolve(profile_file(text))}
     assert jobs["03_annotate"].params["given"] == "data/planted" and "05_diarize" not in jobs
     assert resolve(profile_file("run: {}"))[2].params["given"] == ""
+    whole = resolve(profile_file("run: {start: harvest}\ncorpus: {data: data/planted}"))
+    assert whole[2].name == "03_annotate" and whole[2].params["given"] == ""
     with pytest.raises(ProfileError, match="run.also"): resolve(profile_file("run: {also: [anotate]}"))
 
 def test_a_run_without_a_system_is_an_error(profile_file):

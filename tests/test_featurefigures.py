@@ -24,6 +24,14 @@ def test_the_funnel_is_the_account_and_nothing_else():
     fig, alt = funnel_figure(table)
     assert [p.get_width() for p in fig.axes[0].patches] == [5, 4, 7, 0] and "cleaned 7" in alt
 
+def test_two_annotators_are_one_step_and_what_was_annotated_after_the_fact_is_none():
+    head = ["stage", "unit", "measure", "reason", "count"]
+    rows = [("annotate", f"video by {a}", m, "", n) for a in ("lexicon", "m") for m, n in (("in", 9), ("out", 8))]
+    listed = [("harvest", "record", "in", "", 9), ("harvest", "record", "out", "", 9)]
+    found = funnel_table(pl.DataFrame(listed + rows, schema=head, orient="row"))
+    assert found.select("step", "came", "left").rows() == [("listed", 9, 9), ("annotated", 9, 8)]
+    assert not len(funnel_table(pl.DataFrame(rows, schema=head, orient="row")))
+
 def test_a_run_without_any_step_has_an_empty_funnel_and_long_reasons_are_cut():
     none = pl.DataFrame(schema={"stage": pl.String, "unit": pl.String, "measure": pl.String,
                                 "reason": pl.String, "count": pl.Int64})

@@ -54,7 +54,8 @@ def test_whole_words_are_found_whatever_their_case_and_neighbours():
 
 def test_a_negation_reaches_three_words_and_not_four():
     assert fired("not a b it") == [(0, "it", True)] and fired("not a b c it") == [(0, "it", False)]
-    assert fired("he is not. Yes it") == [(0, "it", True)]  # it does not know sentences
+    assert fired("he is not. Yes it", "No! Stop it", "I'm not a- it") == [
+        (0, "it", False), (1, "stop it", False), (1, "it", False), (2, "it", True)]
 
 def test_where_roles_are_known_the_right_one_must_say_it():
     assert fired("stop it", "it", roles=["civilian", "officer"]) == [
@@ -108,6 +109,14 @@ def test_every_yes_that_phrases_gave_can_be_looked_up():
         assert f" {row['words']} " in shown.filter(line=row["line"])["spoken"][0]
     yes = set(marks.filter("present")["feature"]) & set(read_lexicon()["feature"])
     assert yes <= set(evidence["feature"])
+
+def test_a_guide_of_other_features_is_refused_and_sums_do_not_depend_on_the_order_of_threads():
+    with pytest.raises(InputError, match="other features"):
+        lexicon_marks(said(*STOP), guide=read_guide()[:-1])
+    odd = read_lexicon().with_columns(weight=pl.lit(0.13) * pl.col("phrase").str.len_chars())
+    lines = pl.concat([said(*STOP * 9, "hands up", video_id=f"v{i}") for i in range(40)])
+    scores = [feature_scores(lines, lexicon_hits(lines, odd))["score"].to_list() for _ in range(5)]
+    assert all(s == scores[0] for s in scores)
 
 def test_a_loop_counts_as_three():
     def score(n):

@@ -111,11 +111,11 @@ def test_a_crash_at_any_byte_costs_at_most_the_row_being_written_and_says_so(dat
 
 @pytest.mark.parametrize("line, told", [
     (b"{", "not a row of JSON"), (b"[]", "columns"), (b"", "not a row of JSON"), (b"\xff", "not a row"),
-    (json.dumps(verdict_row(verdict="maybe")).encode(), "maybe"),
-    (json.dumps(verdict_row(at="yesterday")).encode(), "yesterday"),
-    (json.dumps(verdict_row(reason=None)).encode(), "reason is None"),
+    (json.dumps(verdict_row(verdict="maybe")).encode(), "verdict is not one of"),
+    (json.dumps(verdict_row(at="yesterday")).encode(), "not an ISO time"),
+    (json.dumps(verdict_row(reason=None)).encode(), "reason is not of type"),
     (json.dumps(verdict_row(seen_features="no")).encode(), "seen_features"),
-    (json.dumps(verdict_row(reason="\ud800")).encode(), "surrogates"),
+    (json.dumps(verdict_row(reason="\ud800")).encode(), "not Unicode"),
     (json.dumps(verdict_row(reviewer="Bo")).encode(), "another name")])
 def test_a_fault_in_a_store_is_named_by_file_and_row(line, told, tmp_path):
     path = append_verdict(tmp_path, verdict_row())
@@ -127,6 +127,33 @@ def test_a_wrong_verdict_is_not_stored(tmp_path):
     for wrong in ({"verdict": "yes"}, {"reviewer": " Ann"}, {"video_id": ""}, {"reason": "x" * 4001}):
         with pytest.raises(InputError): append_verdict(tmp_path, verdict_row(**wrong))
     assert read_verdicts(tmp_path).is_empty() and not list(tmp_path.iterdir())
+
+SECRET = "he told Dale to leave"
+
+@pytest.mark.parametrize("column", VERDICT_ROW)
+def test_no_error_repeats_what_stands_in_a_cell(column, tmp_path):
+    "A shifted column puts a reason, and so real people's words, anywhere."
+    for value in (SECRET, [SECRET], f"{SECRET}\n\u0000"):
+        path = store_file(tmp_path, "Ann")
+        path.write_text(json.dumps(verdict_row() | {column: value}) + "\n" + json.dumps(verdict_row()) + "\n")
+        try: read_verdicts(tmp_path)
+        except InputError as error: assert "Dale" not in str(error) and "row 1" in str(error)
+        else: assert isinstance(value, str) and column in ("video_id", "reason")
+    sheet = tmp_path/"sheet.csv"
+    pl.DataFrame([{c: SECRET for c in VERDICT_ROW}]).write_csv(sheet)
+    with pytest.raises(InputError) as error: read_sheet(sheet)
+    assert "Dale" not in str(error.value)
+
+def test_an_old_sheet_overrules_nothing_newer_and_revives_nothing(tmp_path):
+    def at(day, **more): return verdict_row(at=f"2026-01-0{day}T00:00:00", **more)
+    old = pl.DataFrame([at(1)], schema=VERDICT_ROW)
+    assert add_verdicts(tmp_path, old) == 1 and add_verdicts(tmp_path, old) == 0
+    append_verdict(tmp_path, at(2, verdict="reject"))
+    assert add_verdicts(tmp_path, old) == 0 and read_verdicts(tmp_path)["verdict"].to_list() == ["reject"]
+    append_verdict(tmp_path, at(3, verdict="undo"))
+    append_verdict(tmp_path, at(3, verdict="undo"))
+    assert add_verdicts(tmp_path, old) == 0 and not len(read_verdicts(tmp_path))
+    assert add_verdicts(tmp_path, pl.DataFrame([at(4)], schema=VERDICT_ROW)) == 1
 
 # %% ../nbs/03b_review.ipynb #full_disk_test
 def _write_till_full(folder, out):

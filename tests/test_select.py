@@ -41,7 +41,14 @@ def test_recall_counts_each_rejected_video_for_those_that_it_stands_for():
     said = verdicts(("a", "x", "accept"), ("b", "x", "reject"), ("c", "x", "accept"), ("d", "x", "reject"))
     found = dict(filter_audit(queue, said).select("measure", "estimate").rows())
     assert found["precision"] == 0.5 and found["recall"] == pytest.approx(1 / 6)
-    assert not len(filter_audit(queue, said.head(2))) and not len(filter_audit(queue, said.clear()))
+    assert not len(filter_audit(queue, said.head(3))) and not len(filter_audit(queue, said.clear()))
+
+def test_an_unsure_verdict_is_no_judgement():
+    queue = pl.DataFrame([("a", 1, "accepted", 1.0), ("b", 2, "accepted", 1.0), ("c", 3, "rejected", 1.0)],
+                         schema=["video_id", "position", "stratum", "weight"], orient="row")
+    said = verdicts(("a", "x", "accept"), ("b", "x", "unsure"), ("c", "x", "reject"))
+    found = filter_audit(queue, said).filter(measure="precision").row(0, named=True)
+    assert found["estimate"] == 1 and found["low"] < 1 and (found["judged"], found["videos"]) == (2, 3)
 
 # %% ../nbs/04_select.ipynb #decisions_test
 ROWS = pl.DataFrame({"video_id": ["a", "b", "c", "d"], "reason": [None, None, None, "no_voice"]})
@@ -55,6 +62,8 @@ def test_without_people_the_rule_decides_and_what_has_no_features_is_turned_away
     assert decided() == {"a": ("accepted", "rule"), "b": ("rejected", "rule"), "c": ("rejected", "rule"),
                          "d": ("rejected", "rule")}
     found = make_decisions(ROWS, WIDE, verdicts())
+    people = make_decisions(ROWS, WIDE, verdicts(("b", "x", "reject"), ("a", "x", "unsure")))
+    assert people["reasons"].to_list()[:2] == ["people: unsure", "people: reject; no police presence"]
     assert found["reasons"].to_list()[0] == "" and found["reasons"][1] == "no police presence"
     assert found["reasons"][3] == "no_voice" and found["rule"][3] is None
 
@@ -76,7 +85,8 @@ def test_each_video_and_each_verdict_is_accounted_for():
 
 def test_an_annotator_is_chosen_by_name():
     rows = pl.DataFrame({"annotator": ["m", "lexicon", "m"]})
-    assert chosen_annotator(rows) == "lexicon" and chosen_annotator(rows, "m") == "m"
+    assert chosen_annotator(rows.filter(annotator="m")) == "m" == chosen_annotator(rows, "m")
+    with pytest.raises(InputError, match="none is named"): chosen_annotator(rows)
     assert chosen_annotator(rows.clear()) == ""
     with pytest.raises(InputError, match="lexikon"): chosen_annotator(rows, "lexikon")
 

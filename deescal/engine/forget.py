@@ -70,7 +70,7 @@ def remember(run, video_id):
     return write_text(path, "\n".join(dict.fromkeys([*lines, digest(lines[0], video_id)])) + "\n")
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #rows
-SPOKEN = ("text", "heard", "reply", "prompt", "reference")  # here a name may be a word that somebody else says
+SPOKEN = ("text", "heard", "reply", "prompt", "reference", "words", "reason", "reasons")  # here a name may be a word that somebody else says
 
 def forget_rows(run, names):
     "Remove the rows that name a video (`marks`) from every table of `run`: {path: rows removed}."
@@ -185,7 +185,8 @@ def forget_made(jobs):
     return out
 
 # %% ../../nbs/appendix/A15b_forget.ipynb #outside
-TEXTS = (".csv", ".json", ".txt", ".vtt", ".srt", ".md", ".yml", ".rttm", ".ctm")
+TEXTS = (".csv", ".json", ".txt", ".vtt", ".srt", ".md", ".yml", ".rttm", ".ctm",
+         ".jsonl", ".torn")
 
 def input_outside(jobs, names, clip=None):
     """Files outside the run's folder that the jobs read and that belong to a video or name it;

@@ -151,6 +151,7 @@ def resolve(
     models, baselines = values.get("models", ()), shared.get("baselines", _default_baselines(declared))
     check_names(models, baselines, profile_path(profile, root))
     parts = run_parts(models, baselines) | {"stages": tuple(s.name for s in stages)}
+    if "transcribe" in parts["stages"]: given = ""  # what is harvested counts, not what lies elsewhere
     if not parts["system"]:
         raise ProfileError(
             "a run without any system", where=profile_path(profile, root),
