@@ -7,8 +7,6 @@ globals().update({k: v for k, v in vars(_module).items() if not k.startswith("__
 import pytest
 from hypothesis import given, strategies as st
 
-from deescal.lexicon import lexicon_hits, read_lexicon
-
 def planted_queue(seed, videos, right, judged):
     "A review queue whose truth is known; each argument but `seed` is (of accepted, of rejected)."
     rng, parts = np.random.default_rng(seed), []
@@ -17,25 +15,6 @@ def planted_queue(seed, videos, right, judged):
         parts.append(pl.DataFrame({"right": truth[:m]}).with_columns(
             stratum=pl.lit(stratum), weight=pl.lit(n / m)))
     return pl.concat(parts).with_row_index("video_id").cast({"video_id": pl.String})
-
-# %% ../nbs/03d_filteraudit.ipynb #planted_talk
-def spoken(**videos):
-    "Lines of videos, each video a list of texts."
-    rows = [(v, i, t) for v, texts in videos.items() for i, t in enumerate(texts)]
-    return pl.DataFrame(rows, schema={"video_id": pl.String, "line": pl.Int64, "text": pl.String},
-                        orient="row")
-
-SCRIPT = ("Step out of the car right now.", "Show me your hands please sir.",
-          "Thank you for your patience tonight.")
-
-def planted_talk(seed, videos=24):
-    "Lines of videos of which half follow a script, in few words, and half do not."
-    rng = np.random.default_rng(seed)
-    words = [f"word{i:c}{j:c}" for i in range(97, 112) for j in range(97, 117)]
-    def line(pool): return " ".join(rng.choice(words[:pool], 9))
-    talk = {f"kept{i}": [*(line(60) for _ in range(25)), *SCRIPT] for i in range(videos)}
-    talk |= {f"other{i}": [line(300) for _ in range(28)] for i in range(videos)}
-    return spoken(**talk)
 
 # %% ../nbs/03d_filteraudit.ipynb #counts_test
 def test_counts_of_a_queue_are_those_of_its_strata():
@@ -210,143 +189,6 @@ def test_the_interval_of_prevalence_holds_the_truth_as_often_as_it_says(
         row = corrected_prevalence(called, videos, seen, draws=4000).row(0, named=True)
         held += row["low"] <= truth <= row["high"]
     assert 0.92 <= held / tries <= 0.98
-
-# %% ../nbs/03d_filteraudit.ipynb #repetition_test
-@given(st.lists(st.lists(st.sampled_from("abcd"), max_size=30), min_size=1, max_size=4),
-       st.integers(1, 12))
-def test_diversity_is_that_of_counting_each_window(videos, window):
-    lines = spoken(**{f"v{i}": [" ".join(v)] for i, v in enumerate(videos)})
-    found = dict(diversity(video_words(lines), window).rows())
-    for i, words in enumerate(videos):
-        windows = [words[s:s + window] for s in range(len(words) - window + 1)]
-        by_hand = np.mean([len(set(w)) / window for w in windows]) if windows else None
-        assert found.get(f"v{i}") == (by_hand if by_hand is None else pytest.approx(by_hand))
-
-def test_length_does_not_decide_how_repetitive_a_video_is():
-    rng = np.random.default_rng(4)
-    def text(n, vocabulary): return [" ".join(f"w{i}" for i in rng.integers(0, vocabulary, n))]
-    words = video_words(spoken(short=text(250, 400), long=text(6000, 400), dull=text(6000, 30)))
-    for measure in (packed_size, diversity):
-        found = dict(measure(words).rows())
-        assert found["short"] == pytest.approx(found["long"], rel=0.06)
-        assert found["dull"] < 0.9 * found["long"]
-
-def test_a_video_shorter_than_a_window_has_no_value():
-    words = video_words(spoken(a=["one two", "three"], b=[""]))
-    assert len(packed_size(words)) == len(diversity(words)) == 0
-    assert diversity(words, 3).rows() == [("a", 1.0)]
-
-# %% ../nbs/03d_filteraudit.ipynb #template_test
-def test_a_template_is_a_line_that_enough_others_say():
-    rights = "You have the right to remain silent."
-    lines = spoken(a=[rights, rights.upper(), "I was only walking my dog.", "Yes, sir."],
-                   b=[rights, "Yes, sir."], c=["you have the right -- to remain silent"],
-                   d=["Yes, sir.", "Sir?"])
-    assert dict(template_share(lines).rows()) == {"a": pytest.approx(2 / 3), "b": 1.0, "c": 1.0}
-    assert dict(template_share(lines, others=3).rows()) == {"a": 0.0, "b": 0.0, "c": 0.0}
-    assert dict(template_share(lines, least=2, others=2).rows())["d"] == 1.0
-
-# %% ../nbs/03d_filteraudit.ipynb #arc_test
-def toy_hits(rows):
-    schema = {"video_id": pl.String, "line": pl.Int64, "feature": pl.String, "weight": pl.Float64,
-              "phrase": pl.String, "negated": pl.Boolean}
-    return pl.DataFrame([(*r, "x", n) for *r, n in rows], schema=schema, orient="row")
-
-def test_the_arc_is_the_weight_of_each_third():
-    heat, calm = features_of("escalation_indicators")[0], features_of("deescalation_indicators")[0]
-    lines = spoken(a=["one two three four five"] * 6, b=["one two"], c=[""])
-    found = arcs(lines, toy_hits([("a", 2, heat, 3.0, False), ("a", 3, heat, 2.0, True),
-                                  ("a", 5, calm, 1.0, False),
-                                  ("a", 0, "id_request_event", 9.0, False)]))
-    assert found.row(0) == ("a", 0.0, 30.0, -10.0, 35.0, 10.0)
-    assert found.select("video_id", "peaked").rows()[1:] == [("b", None), ("c", None)]
-
-def test_thirds_are_of_words_and_not_of_lines():
-    lines = spoken(a=["one"] * 10 + ["word " * 10] * 2)
-    assert _thirds(lines)["third"].to_list() == [0] * 10 + [1, 2]
-
-# %% ../nbs/03d_filteraudit.ipynb #compare_test
-def sided(kept, rejected):
-    return pl.DataFrame({"kept": [True] * len(kept) + [False] * len(rejected),
-                         "x": [*map(float, kept), *map(float, rejected)]})
-
-few = st.lists(st.integers(0, 9), min_size=2, max_size=12)
-
-@given(few, few)
-def test_delta_is_that_of_all_pairs(kept, rejected):
-    by_hand = np.mean([(a > b) - (a < b) for a in kept for b in rejected])
-    (delta, p_value), (low, high) = _delta(kept, rejected), _delta_limits(kept, rejected)
-    assert delta == pytest.approx(by_hand) and 0.05 <= p_value(np.random.default_rng(0), 19) <= 1
-    assert low is None or low - 1e-9 <= by_hand <= high + 1e-9
-
-def test_the_p_value_is_that_of_all_shuffles():
-    from itertools import combinations
-    values = [3, 5, 9, 1, 2, 4, 6]
-    far = abs(sum((a > b) - (a < b) for a in values[:3] for b in values[3:]))
-    def reach(side): return abs(sum((values[i] > values[j]) - (values[i] < values[j])
-                                    for i in side for j in set(range(7)) - set(side)))
-    exact = np.mean([reach(side) >= far for side in combinations(range(7), 3)])
-    found = compare_measures(sided(values[:3], values[3:]), ["x"])["p"][0]
-    assert found == pytest.approx(exact, abs=0.015)
-
-def test_shuffled_labels_are_seldom_called_different_and_real_ones_are():
-    rng = np.random.default_rng(9)
-    p = [_delta(*rng.normal(size=(2, 20)))[1](rng, 199) for _ in range(400)]
-    assert 0.02 <= np.mean([v <= 0.05 for v in p]) <= 0.09
-    apart = sided(rng.normal(1, 1, 80), rng.normal(0, 1, 80))
-    row = compare_measures(apart, ["x"]).row(0, named=True)
-    assert row["p"] < 0.001 and 0.2 < row["low"] < row["delta"] < row["high"]
-
-def test_holm_s_correction_is_by_hand_the_same():
-    table = pl.DataFrame({"kept": [True] * 8 + [False] * 8, "a": [*range(8), *range(20, 28)],
-                          "b": [1.0, 5, 2, 8, 3, 9, 4, 7] * 2, "c": [None] * 15 + [1.0]})
-    out = compare_measures(table, ["a", "b", "c"], shuffles=999)
-    small, large, none = out["p"]
-    assert small < large and none is None
-    assert out["p_holm"].to_list() == [pytest.approx(2 * small), pytest.approx(large), None]
-    assert out["low"][0] is None and out["delta"][0] == -1 and out["rejected"][2] == 1
-
-# %% ../nbs/03d_filteraudit.ipynb #formulaic_test
-def test_a_filter_that_keeps_scripted_videos_is_found_out():
-    lines = planted_talk(1)
-    found = formulaic_measures(lines, lexicon_hits(lines, read_lexicon()))
-    assert len(found) == 48 and found.columns == ["video_id", *MEASURES, *THIRDS]
-    side = found.with_columns(kept=pl.col("video_id").str.starts_with("kept"))
-    by_name = {r["measure"]: r for r in compare_measures(side, shuffles=999).rows(named=True)}
-    assert by_name["compressed"]["delta"] < -0.9 and by_name["diversity"]["delta"] < -0.9
-    assert by_name["templates"]["delta"] > 0.9 and by_name["templates"]["p_holm"] < 0.01
-    shuffled = side.with_columns(pl.col("kept").shuffle(seed=5))
-    assert compare_measures(shuffled, shuffles=999)["p_holm"].min() > 0.05
-
-# %% ../nbs/03d_filteraudit.ipynb #text_features_test
-def test_texts_of_one_meaning_have_near_vectors():
-    car, vehicle, soup = text_features(
-        ["get out of the car", "step out of the vehicle", "soup with rice"])
-    assert car.shape == (384,) and car @ vehicle > 0.6 > 0.3 > car @ soup
-
-def test_the_middle_of_a_video_is_its_middle():
-    words = video_words(spoken(a=["1 2 3 4", "5 6 7 8 9"], b=["1 2"], c=[""]))
-    assert middle_words(words, 3).rows() == [("a", "4 5 6"), ("b", "1 2")]
-
-# %% ../nbs/03d_filteraudit.ipynb #mauve_test
-def test_mauve_tells_piles_that_differ_from_those_that_do_not():
-    rng = np.random.default_rng(6)
-    same, kept = rng.normal(size=(80, 8)), np.arange(80) < 40
-    apart = same + 3 * kept[:, None]
-    far = mauve_between(apart, kept, shuffles=19).row(0, named=True)
-    near = mauve_between(same, kept, shuffles=19).row(0, named=True)
-    assert far["mauve"] < 0.5 < far["by_chance"] and far["p"] == 0.05
-    assert near["p"] > 0.05 and near["mauve"] > far["mauve"]
-    assert mauve_between(apart, kept, shuffles=19).row(0, named=True) == far
-
-def test_few_texts_have_no_mauve_and_say_so():
-    row = mauve_between(np.ones((39, 4)), np.arange(39) < 20).row(0, named=True)
-    assert row["mauve"] is row["p"] is None and "fewer than 20" in row["note"]
-
-def test_errors_are_seen_again_afterwards(capfd):
-    with _quiet_errors(): os.write(2, b"hidden")
-    os.write(2, b"seen")
-    assert capfd.readouterr().err == "seen"
 
 # %% ../nbs/03d_filteraudit.ipynb #keeps_out_test
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.booleans()), max_size=30))

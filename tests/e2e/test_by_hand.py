@@ -88,7 +88,7 @@ def test_no_notebook_run_by_hand_shows_a_word_of_real_data(canary, tmp_path):
 
 
 def test_what_real_clips_and_labels_say_shows_nowhere_before_the_corpus(new_checkout, tmp_path):
-    """Captions through 02, and transcripts with labels and the captions again through 05, by plain papermill; then an
+    """Captions through 02 to 04, and transcripts with labels and the captions again through 05, by plain papermill; then an
     error in each whose message holds their words."""
     c = transcripts_with_canary(new_checkout)
     clips_with_canary(c)
@@ -96,6 +96,8 @@ def test_what_real_clips_and_labels_say_shows_nowhere_before_the_corpus(new_chec
     out = tmp_path / "o.ipynb"
     runs_and_shows_no_word(c, "01_harvest", out, clips="data/canary_clips", **given)
     runs_and_shows_no_word(c, "02_transcribe", out, show_text=True, **given)
+    runs_and_shows_no_word(c, "03_annotate", out, **given)
+    runs_and_shows_no_word(c, "04_select", out, **given)
     runs_and_shows_no_word(c, "05_diarize", out, labelled="data/canary", **given)
     run = Run("canary", root=c.root)
     cues, segments = run.read("cues"), run.read("segments")

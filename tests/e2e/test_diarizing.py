@@ -267,7 +267,7 @@ def papermill(root, notebook, out, **parameters):
 def test_labelled_scenarios_are_read_by_06_as_at_their_source(new_checkout, tmp_path):
     "05 with labels alone (no video), then 06 on what it wrote: tables as from the folder itself, byte for byte."
     root = new_checkout.root
-    for table in ("videos", "words", "cues", "transcripts"):
+    for table in ("videos", "words", "cues", "transcripts", "decisions"):
         from deescal.engine.tables import TABLES
         for run in ("a", "b"):
             path = root / f"data/runs/{run}/tables/{table}.parquet"
@@ -290,7 +290,7 @@ def test_a_stage_that_met_an_outage_asks_its_run_to_try_again_and_the_next_run_i
     root, clip = new_checkout.root, "data/clips/youtube_9101.ogg"
     tables = root / "data/runs/a/tables"
     tables.mkdir(parents=True)
-    for table in ("words", "cues"):
+    for table in ("words", "cues", "decisions"):
         pl.DataFrame(schema=TABLES[table].schema).write_parquet(tables / f"{table}.parquet")
     known = {c.name: "" for c in TABLES["videos"].columns if not c.nullable} | {
         "video_id": "youtube_9101", "status": "ok", "clip": clip, "clip_sha256": file_sha256(root / clip)}
@@ -315,7 +315,7 @@ def test_a_stage_that_met_an_outage_asks_its_run_to_try_again_and_the_next_run_i
 def test_a_run_without_labels_or_sound_is_told_so_by_06(new_checkout, tmp_path):
     root = new_checkout.root
     from deescal.engine.tables import TABLES
-    for table in ("videos", "words", "cues", "transcripts"):
+    for table in ("videos", "words", "cues", "transcripts", "decisions"):
         path = root / f"data/runs/a/tables/{table}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pl.DataFrame(schema=TABLES[table].schema).write_parquet(path)

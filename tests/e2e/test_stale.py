@@ -78,7 +78,7 @@ EDITS = {
         {"08d_base-tiny", "14_report"}, set()),
     "a label in loss_figure": (
         lambda r: edit_module(r, "figures", '"loss (nats a token)"', '"loss, nats a token"'),
-        {"14_report"}, {"02_transcribe", "05_diarize", "07d_datacard", "08d_base-tiny", "09_finetune-tiny"}),
+        {"14_report"}, {"02_transcribe", "03_annotate", "05_diarize", "07d_datacard", "08d_base-tiny", "09_finetune-tiny"}),
     "a sentence of a card": (
         lambda r: edit_module(r, "cards", "transcription errors", "errors of transcription"),
         {"07d_datacard", "09e_modelcards"}, set()),
@@ -186,7 +186,7 @@ def test_css_renders_pages_anew_and_executes_nothing(copy):
     assert copy.records() == before and "letter-spacing" in (copy.root / "figures/micro/report.html").read_text()
 
 
-FIGURES = ("speechfigures", "turnfigures")  # of the lessons of the front half: shown, and never computed with
+FIGURES = ("speechfigures", "turnfigures", "featurefigures")  # of the lessons of the front half: shown, and never computed with
 
 TOY = {
     "04_toy": ('{"question": "what comes first?"}', '{"firsts": """(n) numbers\\n    n int: a number"""}',
