@@ -34,6 +34,15 @@ def _draw(groups, share, total):
             out.append(name)
     return out
 
+# %% ../nbs/08_examples.ipynb #check_shares
+def _check_shares(test, validation):
+    "`DeescalError` where the two shares are negative, or leave no scenario for training."
+    if not 0 <= test + validation < 1 or min(test, validation) < 0:
+        raise DeescalError(
+            f"shares of {test} and {validation} leave nothing to train on",
+            where="examples.test_fraction, examples.validation_fraction",
+            remedy="choose shares whose sum is below 1")
+
 # %% ../nbs/08_examples.ipynb #split_scenarios
 def split_scenarios(
     scenarios,              # scenario_id, platform, words
@@ -47,12 +56,7 @@ def split_scenarios(
 
     Whole groups are on one side (but for a released test set, which stays as it is); shares
     are met to within one group."""
-    if (not 0 <= test_fraction + validation_fraction < 1
-            or min(test_fraction, validation_fraction) < 0):
-        raise DeescalError(
-            f"shares of {test_fraction} and {validation_fraction} leave nothing to train on",
-            where="examples.test_fraction, examples.validation_fraction",
-            remedy="choose shares whose sum is below 1")
+    _check_shares(test_fraction, validation_fraction)
     s = (
         scenarios.join(groups, on="scenario_id")
         .join(strata(scenarios), on="scenario_id").sort("scenario_id"))

@@ -47,9 +47,9 @@ def expand(phrase):
 
 # %% ../nbs/02b_lexicon.ipynb #read_lexicon
 WHO = ("anyone", "officer", "civilian")
-LEXICON_CSV, RULES_CSV = (
-    Path(__file__).parent/name if "__file__" in globals() else Path("../deescal")/name
-    for name in ("lexicon.csv", "lexicon_rules.csv"))
+_FOLDER = Path(__file__).parent if "__file__" in globals() else Path("../deescal")
+LEXICON_CSV = _FOLDER/"lexicon.csv"
+RULES_CSV = _FOLDER/"lexicon_rules.csv"
 
 def _read_rows(path, columns):
     "Rows of a CSV with exactly these columns: [(row number, row)]; `InputError` for anything else."

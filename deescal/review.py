@@ -6,7 +6,7 @@
 __all__ = ['VERDICTS', 'VERDICT_ROW', 'LONGEST_REASON', 'LABEL_STUDIO_PAGE', 'DECIDE_BY', 'review_queue', 'reviewer_name',
            'reviewer_order', 'store_file', 'append_verdict', 'store_rows', 'torn_rows', 'standing_verdicts',
            'read_verdicts', 'add_verdicts', 'review_table', 'plain_cell', 'read_cell', 'write_sheet', 'read_sheet',
-           'to_label_studio', 'from_label_studio', 'decide', 'verdict_conflicts']
+           'to_label_studio', 'from_label_studio', 'decide']
 
 # %% ../nbs/03b_review.ipynb #imports
 import csv, errno, io, json, math, os, random, unicodedata, warnings
@@ -349,12 +349,3 @@ def decide(
         "video_id", pl.coalesce("last", voted).alias("verdict"), *VERDICTS,
         conflict=pl.sum_horizontal(pl.col(v) > 0 for v in VERDICTS) > 1,
         adjudicated=pl.col("last").is_not_null())
-
-# %% ../nbs/03b_review.ipynb #conflicts
-def verdict_conflicts(verdicts, adjudicator=""):
-    "Votes that differ: video_id, reviewer, verdict, reason, settled (the adjudicator's verdict)."
-    differ = decide(verdicts, adjudicator=adjudicator).filter("conflict").select(
-        "video_id", settled=pl.when("adjudicated").then("verdict"))
-    return verdicts.filter(pl.col("reviewer") != adjudicator).join(
-        differ, on="video_id").select("video_id", "reviewer", "verdict", "reason", "settled").sort(
-        "video_id", "reviewer")

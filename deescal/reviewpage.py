@@ -102,6 +102,7 @@ def video(self: ReviewDesk):
 
 @patch
 def store(self: ReviewDesk, video, verdict, reason, at):
+    "Write a verdict, or `undo`, to the disk, and note it at the desk; `InputError` for a row that is none."
     row = {"video_id": video, "reviewer": self.reviewer, "verdict": verdict, "reason": reason,
            "at": at, "seen_features": video in self.seen}
     append_verdict(self.folder, row)
@@ -116,7 +117,9 @@ def undo(self: ReviewDesk, at):
     self.at = self.order.index(video)
 
 @patch
-def move(self: ReviewDesk, step): self.at = min(max(self.at + step, 0), len(self.order))
+def move(self: ReviewDesk, step):
+    "Go `step` videos on, or back where it is negative; the ends hold."
+    self.at = min(max(self.at + step, 0), len(self.order))
 
 @patch
 def open_next(self: ReviewDesk):
@@ -190,6 +193,7 @@ def sit_down(self: ReviewPage, name):
 # %% ../nbs/03c_reviewpage.ipynb #act
 @patch
 def obey(self: ReviewPage, message):
+    "Do what a message of the page says (`do`, and what belongs to it); `InputError`, `OSError` where it cannot."
     desk, do = self.desk, message.get("do")
     if do == "who": self.sit_down(message["name"])
     elif do == "pause": self.pause = not self.pause

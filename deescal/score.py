@@ -91,6 +91,23 @@ def _reply_in(line, system, fail):
         fail(f"sample is {r['sample']}", "count the samples of a point from 0")
     return r
 
+# %% ../nbs/11_score.ipynb #place_of
+def _place_of(r, asked, names, seen, fail):
+    "The key of a reply `r`: a point that was `asked`, of a system with a name of its own, not `seen` before."
+    if names.setdefault(safe_id(r["system"]), r["system"]) != r["system"]:
+        fail(f"two systems would be called {safe_id(r['system'])}",
+             "give them names that differ in letters or digits")
+    try: r["reply"].encode()
+    except UnicodeEncodeError:
+        fail("reply holds half a character (a lone surrogate)", "write it as proper Unicode")
+    if (r["scenario_id"], r["point"]) not in asked:
+        fail(f"there is no point {r['point']} of scenario {r['scenario_id']!r} in the test split",
+             "take scenario_id and point from the run's table points, split test")
+    key = (safe_id(r["system"]), r["scenario_id"], r["point"], r["sample"])
+    if key in seen:
+        fail(f"the same point as in line {seen[key]}", "give each sample of a point a number: sample")
+    return key
+
 # %% ../nbs/11_score.ipynb #read_replies
 def read_replies(path, points):
     """Replies from the JSON Lines file `path` as (system_id, scenario_id, point, sample, reply).
@@ -107,19 +124,7 @@ def read_replies(path, points):
     for n, line in enumerate(lines, 1):
         if not line.strip(): continue
         r = _reply_in(line, path.stem, lambda what, remedy: fail(n, what, remedy))
-        if names.setdefault(safe_id(r["system"]), r["system"]) != r["system"]:
-            fail(n, f"two systems would be called {safe_id(r['system'])}",
-                 "give them names that differ in letters or digits")
-        try: r["reply"].encode()
-        except UnicodeEncodeError:
-            fail(n, "reply holds half a character (a lone surrogate)", "write it as proper Unicode")
-        if (r["scenario_id"], r["point"]) not in asked:
-            fail(n, f"there is no point {r['point']} of scenario {r['scenario_id']!r} in the test split",
-                 "take scenario_id and point from the run's table points, split test")
-        key = (safe_id(r["system"]), r["scenario_id"], r["point"], r["sample"])
-        if key in seen:
-            fail(n, f"the same point as in line {seen[key]}",
-                 "give each sample of a point a number: sample")
+        key = _place_of(r, asked, names, seen, lambda what, remedy: fail(n, what, remedy))
         seen[key] = n
         rows.append((*key, r["reply"]))
     if not rows:

@@ -8,6 +8,14 @@ import pytest
 
 from deescal.engine.files import project_root
 
+# %% ../nbs/appendix/A15_cli.ipynb #paid_test
+def test_a_stage_that_may_ask_a_model_is_told_with_its_budget():
+    jobs = resolve("micro", {"annotate.annotator": "both", "annotate.llm": "google", "annotate.budget_calls": 40})
+    assert [told_budget(j) for j in paid(jobs)] == [
+        "annotate.budget_calls: 40, annotate.budget_money: no limit (US dollars)"]
+    heard = resolve("micro", {"diarize.method": "gemini", "diarize.llm": "google"})
+    assert [j.name for j in paid(heard)] == ["05_diarize"] and paid(resolve("micro")) == []
+
 # %% ../nbs/appendix/A15_cli.ipynb #cli_test
 def test_an_error_on_the_command_line_is_a_sentence_not_a_traceback():
     with pytest.raises(SystemExit) as e: main(["check", "--profile", "nowhere"])

@@ -254,13 +254,5 @@ def test_a_decision_follows_its_rule_and_the_adjudicator_counts_last(votes, last
 
 def test_an_adjudicator_settles_a_video_alone_too_and_a_rule_must_exist():
     assert decide(verdict_frame(("a", "Judge", "reject")), "any", "Judge").row(0)[1] == "reject"
-    assert decide(verdict_frame()).is_empty() and verdict_conflicts(verdict_frame()).is_empty()
+    assert decide(verdict_frame()).is_empty()
     with pytest.raises(InputError, match="majority, unanimous, any"): decide(verdict_frame(), "most")
-
-def test_conflicts_are_listed_with_who_said_what():
-    said = verdict_frame(("a", "Ann", "accept"), ("a", "Bo", "unsure"), ("b", "Ann", "reject"),
-                         ("b", "Bo", "reject"), ("b", "Judge", "accept"), ("c", "Ann", "accept"),
-                         ("c", "Bo", "reject"), ("c", "Judge", "reject"))
-    assert verdict_conflicts(said, "Judge").select("video_id", "reviewer", "verdict", "settled").rows() == [
-        ("a", "Ann", "accept", None), ("a", "Bo", "unsure", None),
-        ("c", "Ann", "accept", "reject"), ("c", "Bo", "reject", "reject")]

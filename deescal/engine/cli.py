@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'overrides', 'resolved', 'request_of', 'bring_up', 'is_dry', 'dry_run', 'reproduce', 'series_failed',
-           'summary', 'facts', 'told_hosts', 'check', 'verify', 'same_machine', 'is_sample', 'publish', 'export_corpus',
-           'score_replies_file', 'forget_video', 'job_command', 'lesson_command', 'parser', 'main']
+           'summary', 'facts', 'told_hosts', 'paid', 'told_budget', 'check', 'verify', 'same_machine', 'is_sample',
+           'publish', 'export_corpus', 'score_replies_file', 'forget_video', 'job_command', 'lesson_command', 'parser',
+           'main']
 
 # %% ../../nbs/appendix/A15_cli.ipynb #imports
 import argparse, importlib, json, platform, re, shutil, signal, subprocess, sys, tempfile, time
@@ -149,10 +150,9 @@ def _unwritten(jobs):
                 "or give transcripts: DATA=<folder>")]
     return []
 
-# %% ../../nbs/appendix/A15_cli.ipynb #facts
-def facts(jobs):
-    "What `check` looks at: (state, what, remark), with the state ok, optional or MISSING."
-    run = jobs[0].run
+# %% ../../nbs/appendix/A15_cli.ipynb #host_facts
+def _host_facts(jobs, run):
+    "What `facts` says of Python, of the inputs, and of the disk."
     ok = sys.version_info[:2] in ((3, 11), (3, 12)) and platform.python_implementation() == "CPython"
     yield (
         "ok" if ok else "MISSING",
@@ -171,6 +171,12 @@ def facts(jobs):
     yield (
         "ok" if free > 2 else "MISSING", f"{free:.0f} GB of disk free",
         "" if free > 2 else "2 GB are needed")
+
+# %% ../../nbs/appendix/A15_cli.ipynb #facts
+def facts(jobs):
+    "What `check` looks at: (state, what, remark), with the state ok, optional or MISSING."
+    run = jobs[0].run
+    yield from _host_facts(jobs, run)
     for need in {n: need for j in jobs for n, need in j.stage.needs.items()}.values():
         yield ("ok", need["what"], "") if found(need) else (
             "optional", f"{need['what']} not found", need["remedy"])
@@ -193,6 +199,17 @@ def told_hosts(jobs):
         for host in could_send(job):
             hosts.setdefault(host, {})[job.stage.notebook] = None  # a set that keeps its order
     return "; ".join(f"{host} ({', '.join(stages)})" for host, stages in hosts.items()) or "nobody"
+
+# %% ../../nbs/appendix/A15_cli.ipynb #paid
+def paid(jobs):
+    "Those of `jobs` that have a budget of calls, and could send something."
+    return [j for j in jobs if "budget_calls" in j.params and could_send(j)]
+
+def told_budget(job):
+    "How far a job that asks a model may go."
+    calls, money = (job.params[k] or "no limit" for k in ("budget_calls", "budget_money"))
+    name = job.stage.name
+    return f"{name}.budget_calls: {calls}, {name}.budget_money: {money} (US dollars)"
 
 # %% ../../nbs/appendix/A15_cli.ipynb #check
 def check(args):
@@ -218,11 +235,9 @@ def check(args):
               "other data or models take as long as they take.")
     print("Could send data to: " + told_hosts(jobs))
     hub = sorted({j.params.get("model") or j.params["speech_model"] for j in jobs if j.resources["gpu"]})
-    asks = [j for j in jobs if j.params.get("method") == "gemini"]
-    for p in (j.params for j in asks):
-        calls, money = p["budget_calls"] or "no limit", p["budget_money"] or "no limit"
-        print("Calls to a paid service: as many as there are stretches of sound; "
-              f"diarize.budget_calls: {calls}, diarize.budget_money: {money} (US dollars).")
+    asks = paid(jobs)
+    for job in asks:
+        print(f"Calls to a paid service: {told_budget(job)}.")
     print(("" if asks else "Calls to a paid service: 0. Estimated cost: 0. ") + "GPU hours: " + (
         f"not known before a first run for {', '.join(hub)}; "
         "the paper tuned a model of three billion weights on one GPU of 24 GB." if hub else "0."))

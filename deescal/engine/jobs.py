@@ -12,6 +12,8 @@ import ast, json, os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .closure import (
     code_sha256, import_closure, imported_modules, imported_packages, packages_named, tables_named)
 from .errors import DeescalError, ProfileError
@@ -55,13 +57,14 @@ class Job:
     @property
     def executed(self): return self.run.figures/"notebooks"/f"{self.name}.ipynb"
 
-    @property
-    def resources(self):
-        "Threads, mem_mb, runtime (minutes) and gpu: for the series' scheduler, here or on many hosts."
-        weights = self.params.get("source", self.params.get("speech_model", "tiny"))
-        hub = weights not in ("", "tiny", "noise")  # real ones
-        own = {k: v for k, v in self.stage.resources.items() if k != "hub"}
-        return RESOURCES | own | (self.stage.resources.get("hub", {}) if hub else {})
+# %% ../../nbs/appendix/A12_jobs.ipynb #job_resources
+@patch(as_prop=True)
+def resources(self: Job):
+    "Threads, mem_mb, runtime (minutes) and gpu: for the series' scheduler, here or on many hosts."
+    weights = self.params.get("source", self.params.get("speech_model", "tiny"))
+    hub = weights not in ("", "tiny", "noise")  # real ones
+    own = {k: v for k, v in self.stage.resources.items() if k != "hub"}
+    return RESOURCES | own | (self.stage.resources.get("hub", {}) if hub else {})
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #job_tables
 def job_reads(job):
@@ -115,7 +118,7 @@ def _derived(stage, part, parts, models, baselines, missing, given):
         "source": model.source,
         "variant": variant,
         "missing": missing,
-        "given": given or "",
+        "given": given,
         "stages": list(parts["stages"]) if len(parts["stages"]) < len(STAGES) else []}
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve
@@ -127,6 +130,16 @@ def stages_from(start="", also=()):
     "The stages of a run that begins with the one called `start`, and those of `also`; empty: all."
     return [s for s in STAGES.values()
             if not start or s.notebook >= STAGES[start].notebook or s.name in also]
+
+def _stages_of(shared, values):
+    """(the stages of a profile, the folder of released transcripts that it starts from or '').
+
+    Takes `start` and `also` out of `shared`, which no notebook has. Where transcripts are given there is
+    nothing to harvest, unless another start is named; and what is harvested counts, not what lies elsewhere."""
+    given = (values.get("corpus") or {}).get("data") or ""
+    stages = stages_from(
+        shared.pop("start", "") or ("corpus" if given else ""), shared.pop("also", ()))
+    return stages, "" if any(s.name == "transcribe" for s in stages) else given
 
 # %% ../../nbs/appendix/A12_jobs.ipynb #resolve_profile
 def resolve(
@@ -142,33 +155,26 @@ def resolve(
     root = Path(root) if root else project_root()
     values, declared = load_profile(profile, overrides, root), stage_parameters(root)
     shared = {RUN_NAMES.get(k, k): v for k, v in values.get("run", {}).items()}
-    # transcripts are given: nothing to harvest, unless another start is named
-    given = (values.get("corpus") or {}).get("data")
-    stages = stages_from(
-        shared.pop("start", "") or ("corpus" if given else ""), shared.pop("also", ()))
+    stages, given = _stages_of(shared, values)
     shared.setdefault("run_name", profile_path(profile, root).stem)
     run = Run(shared["run_name"], shared.get("seed", 3407), root)
     models, baselines = values.get("models", ()), shared.get("baselines", _default_baselines(declared))
     check_names(models, baselines, profile_path(profile, root))
     parts = run_parts(models, baselines) | {"stages": tuple(s.name for s in stages)}
-    if "transcribe" in parts["stages"]: given = ""  # what is harvested counts, not what lies elsewhere
     if not parts["system"]:
         raise ProfileError(
             "a run without any system", where=profile_path(profile, root),
             remedy="name a baseline in run.baselines, or a model in the section models")
+    def job(stage, part, parts, missing):
+        mine = declared[stage.name]
+        derived = _derived(stage, part, parts, models, baselines, missing, given)
+        # to show the lesson once a notebook is enough
+        silent = {"lesson": False} if part and part != parts[stage.per][0] else {}
+        params = _parameters(stage, part, mine, shared, values)
+        return Job(stage, part, params | {k: v for k, v in derived.items() if k in mine} | silent, run, parts)
     def jobs_of(parts, missing):
-        return [
-            Job(
-                stage, part,
-                _parameters(stage, part, declared[stage.name], shared, values)
-                | {
-                    k: v for k, v in _derived(
-                        stage, part, parts, models, baselines, missing, given).items()
-                    if k in declared[stage.name]}
-                # to show the lesson once a notebook is enough
-                | ({"lesson": False} if part and part != parts[stage.per][0] else {}),
-                run, parts)
-            for stage in stages for part in (parts[stage.per] if stage.per else [""])]
+        return [job(stage, part, parts, missing)
+                for stage in stages for part in (parts[stage.per] if stage.per else [""])]
     jobs = jobs_of(parts, [])
     return _without(jobs, failed, jobs_of) if failed else jobs
 
