@@ -87,6 +87,17 @@ def test_no_notebook_run_by_hand_shows_a_word_of_real_data(canary, tmp_path):
             assert CANARY not in p.read_text() and NAME not in p.read_text(), p
 
 
+def test_words_and_titles_of_released_dialogues_show_neither_in_03_nor_in_04(new_checkout, tmp_path):
+    "A released file has a video's title in its name, and so in its identifier."
+    c = transcripts_with_canary(new_checkout)
+    (c.root / "data/canary/youtube_0.csv").rename(c.root / f"data/canary/tiktok_7_{CANARY}_and_{NAME}_0a1b2c3d.csv")
+    given = {"run_name": "canary", "lesson": False}
+    runs_and_shows_no_word(c, "03_annotate", tmp_path / "o.ipynb", given="data/canary", **given)
+    runs_and_shows_no_word(c, "04_select", tmp_path / "o.ipynb", reviews="", **given)
+    decisions = Run("canary", root=c.root).read("decisions")
+    assert len(decisions) == 6 and decisions["video_id"].str.contains(CANARY).sum() == 1
+
+
 def test_what_real_clips_and_labels_say_shows_nowhere_before_the_corpus(new_checkout, tmp_path):
     """Captions through 02 to 04, and transcripts with labels and the captions again through 05, by plain papermill; then an
     error in each whose message holds their words."""
