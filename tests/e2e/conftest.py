@@ -28,6 +28,13 @@ def copy_checkout(target):
     return target
 
 
+def papermill(checkout, notebook, out, env=None, **parameters):
+    "A notebook of the checkout run by hand, as somebody would who knows papermill and not `make`."
+    given = [a for k, v in parameters.items() for a in ("-p", k, str(v))]
+    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", *given, f"nbs/{notebook}.ipynb", str(out)]
+    return subprocess.run(command, cwd=checkout.root, env=checkout.env | (env or {}), capture_output=True, text=True)
+
+
 def edit_cell(root, notebook, cell_id, change):
     "Put `change(source)` in the place of a cell's source in a notebook of the checkout at `root`."
     path = root / f"nbs/{notebook}.ipynb"

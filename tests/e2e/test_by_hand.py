@@ -6,6 +6,7 @@ import sys
 import nbformat
 import polars as pl
 import pytest
+from conftest import papermill
 
 from deescal.engine.notebooks import lessons, notebook_parameters, tagged
 from deescal.engine.run import Run
@@ -16,13 +17,6 @@ CANARY, NAME = "zebraquartz", "Quagmirella"
 QUICK = {
     "base": {"steps": 4, "report_steps": 2, "vocabulary": 600}, "finetune": {"epochs": 0.2, "report_steps": 2},
     "generate": {"max_new_tokens": 4}, "examples": {"test_fraction": 0.3, "validation_fraction": 0.2}}
-
-
-def papermill(checkout, notebook, out, **parameters):
-    given = [a for k, v in parameters.items() for a in ("-p", k, str(v))]
-    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", *given,
-               f"nbs/{notebook}.ipynb", str(out)]
-    return subprocess.run(command, cwd=checkout.root, env=checkout.env, capture_output=True, text=True)
 
 
 def shown(path):

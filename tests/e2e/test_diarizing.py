@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 import soundfile
+from conftest import papermill
 from llm_server import LLMServer, heard_answer
 
 from deescal.audio import SAMPLE_RATE, decode_audio, speech_probability, voice_stretches
@@ -257,13 +258,6 @@ def test_a_run_that_is_killed_goes_on_where_it_was(tmp_path):
 
 # --- the stage in a run ---------------------------------------------------------------------------------------------
 
-def papermill(root, notebook, out, **parameters):
-    given = [a for k, v in parameters.items() for a in ("-p", k, str(v))]
-    command = [sys.executable, "-m", "papermill", "-k", "python3", "--cwd", "nbs", *given, f"nbs/{notebook}.ipynb", str(out)]
-    env = os.environ | {"PYTHONPATH": str(root), "DEESCAL_ROOT": str(root)}
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-
-
 def test_labelled_scenarios_are_read_by_06_as_at_their_source(new_checkout, tmp_path):
     "05 with labels alone (no video), then 06 on what it wrote: tables as from the folder itself, byte for byte."
     root = new_checkout.root
@@ -273,10 +267,10 @@ def test_labelled_scenarios_are_read_by_06_as_at_their_source(new_checkout, tmp_
             path = root / f"data/runs/{run}/tables/{table}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
             pl.DataFrame(schema=TABLES[table].schema).write_parquet(path)
-    r = papermill(root, "05_diarize", tmp_path / "o.ipynb", run_name="a", lesson=False, labelled="data/planted")
+    r = papermill(new_checkout, "05_diarize", tmp_path / "o.ipynb", run_name="a", lesson=False, labelled="data/planted")
     assert r.returncode == 0, r.stderr[-2000:]
     for run, data in (("a", ""), ("b", "data/planted")):
-        r = papermill(root, "06_corpus", tmp_path / "o.ipynb", run_name=run, lesson=False, data=data)
+        r = papermill(new_checkout, "06_corpus", tmp_path / "o.ipynb", run_name=run, lesson=False, data=data)
         assert r.returncode == 0, r.stderr[-2000:]
     one, two = (root / f"data/runs/{run}/tables" for run in ("a", "b"))
     for table in ("turns", "rejects", "files", "scenarios", "platforms", "origin"):
@@ -285,7 +279,7 @@ def test_labelled_scenarios_are_read_by_06_as_at_their_source(new_checkout, tmp_
     assert pl.read_parquet(one / "segments.parquet")["method"].unique().to_list() == ["labelled"]
 
 
-def test_a_stage_that_met_an_outage_asks_its_run_to_try_again_and_the_next_run_is_done(new_checkout, tmp_path, monkeypatch):
+def test_a_stage_that_met_an_outage_asks_its_run_to_try_again_and_the_next_run_is_done(new_checkout, tmp_path):
     from deescal.engine.tables import TABLES
     root, clip = new_checkout.root, "data/clips/youtube_9101.ogg"
     tables = root / "data/runs/a/tables"
@@ -295,13 +289,12 @@ def test_a_stage_that_met_an_outage_asks_its_run_to_try_again_and_the_next_run_i
     known = {c.name: "" for c in TABLES["videos"].columns if not c.nullable} | {
         "video_id": "youtube_9101", "status": "ok", "clip": clip, "clip_sha256": file_sha256(root / clip)}
     pl.DataFrame([known], schema=TABLES["videos"].schema).write_parquet(tables / "videos.parquet")
-    monkeypatch.setenv("OPENAI_API_KEY", "x")
-    monkeypatch.setenv("DEESCAL_JOB", "diarize")
+    env = {"OPENAI_API_KEY": "x", "DEESCAL_JOB": "diarize"}
     again = root / "data/runs/a/jobs/diarize.again"
 
     def outcome():
-        r = papermill(root, "05_diarize", tmp_path / "o.ipynb", run_name="a", lesson=False, labelled="", method="gemini",
-                      llm="openai", llm_model="m", base_url=server.openai)
+        r = papermill(new_checkout, "05_diarize", tmp_path / "o.ipynb", env, run_name="a", lesson=False, labelled="",
+                      method="gemini", llm="openai", llm_model="m", base_url=server.openai)
         assert r.returncode == 0, r.stderr[-2000:]
         return pl.read_parquet(tables / "diarizations.parquet").select("status", "reason", "asked", "segments").rows()
 
@@ -319,7 +312,7 @@ def test_a_run_without_labels_or_sound_is_told_so_by_06(new_checkout, tmp_path):
         path = root / f"data/runs/a/tables/{table}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         pl.DataFrame(schema=TABLES[table].schema).write_parquet(path)
-    r = papermill(root, "05_diarize", tmp_path / "o.ipynb", run_name="a", lesson=False, labelled="")
+    r = papermill(new_checkout, "05_diarize", tmp_path / "o.ipynb", run_name="a", lesson=False, labelled="")
     assert r.returncode == 0, r.stderr[-2000:]
-    r = papermill(root, "06_corpus", tmp_path / "o.ipynb", run_name="a", lesson=False, data="")
+    r = papermill(new_checkout, "06_corpus", tmp_path / "o.ipynb", run_name="a", lesson=False, data="")
     assert r.returncode and "no transcript" in r.stderr
